@@ -1,0 +1,141 @@
+/* The cells: every equation of the library that is not in fastrnn/reference.py stands here.
+ *
+ * A cell reads and writes one vector of hidden units of one row. `a` holds its accumulators, which come
+ * in as pre-activations (bias, input and recurrent products already summed) and leave as the activations
+ * that backward wants saved; `da` are the gradients of the pre-activations, in the same order. Names are
+ * those of docs/math.md; derivatives take the output of the function they belong to.
+ *
+ * A cell never looks at H, at memory or at its neighbours: loops.h does.
+ */
+
+/* Elman's cell: h = f(a), a = W_ih x + b_ih + W_hh h_prev + b_hh  (Elman, 1990) */
+#define rnn_tanh_forward NAME(rnn_tanh_forward_)
+#define rnn_tanh_backward NAME(rnn_tanh_backward_)
+#define rnn_relu_forward NAME(rnn_relu_forward_)
+#define rnn_relu_backward NAME(rnn_relu_backward_)
+
+INLINE void rnn_tanh_forward(V a[], V *h, V *c)
+{
+    (void)c;
+    a[0] = v_tanh(a[0]);
+    *h = a[0];
+}
+
+INLINE void rnn_tanh_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+{
+    (void)h_prev, (void)c, (void)c_prev, (void)dc, (void)h;
+    da[0] = *dh * d_tanh(a[0]);
+    *dh = v_set(0);
+}
+
+INLINE void rnn_relu_forward(V a[], V *h, V *c)
+{
+    (void)c;
+    a[0] = v_max(v_set(0), a[0]);
+    *h = a[0];
+}
+
+INLINE void rnn_relu_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+{
+    (void)h_prev, (void)c, (void)c_prev, (void)dc, (void)h;
+    da[0] = v_real(v_bits(*dh) & (a[0] > 0));
+    *dh = v_set(0);
+}
+
+/* LSTM (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000)
+ *   i, f, o = sigmoid(a_i, a_f, a_o)    g = tanh(a_g)
+ *   c = f c_prev + i g                  h = o tanh(c) */
+#define lstm_forward NAME(lstm_forward_)
+#define lstm_backward NAME(lstm_backward_)
+
+INLINE void lstm_forward(V a[], V *h, V *c)
+{
+    V i = v_sigmoid(a[0]), f = v_sigmoid(a[1]), g = v_tanh(a[2]), o = v_sigmoid(a[3]);
+    *c = v_fma(f, *c, i * g);
+    *h = o * v_tanh(*c);
+    a[0] = i, a[1] = f, a[2] = g, a[3] = o;
+}
+
+INLINE void lstm_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+{
+    (void)h_prev;
+    V i = a[0], f = a[1], g = a[2], o = a[3];
+    V tanh_c = v_tanh(c); /* recomputed: cheaper than a fifth array in memory */
+    *h = o * tanh_c;
+    V d_c = v_fma(*dh * o, d_tanh(tanh_c), *dc);
+    da[0] = d_c * g * d_sigmoid(i);
+    da[1] = d_c * c_prev * d_sigmoid(f);
+    da[2] = d_c * i * d_tanh(g);
+    da[3] = *dh * tanh_c * d_sigmoid(o);
+    *dc = d_c * f;
+    *dh = v_set(0);
+}
+
+/* GRU with the reset gate after the product, as cuDNN and PyTorch have it
+ *   r, z = sigmoid(a_r, a_z)    n = tanh(a_x + r a_h),  a_x = W_in x + b_in,  a_h = W_hn h_prev + b_hn
+ *   h = (1 - z) n + z h_prev
+ * accumulators r, z, a_h, a_x; saved r, z, a_h, n */
+#define gru_forward NAME(gru_forward_)
+#define gru_backward NAME(gru_backward_)
+
+INLINE void gru_forward(V a[], V *h, V *c)
+{
+    (void)c;
+    V r = v_sigmoid(a[0]), z = v_sigmoid(a[1]), n = v_tanh(v_fma(r, a[2], a[3]));
+    *h = v_fma(z, *h - n, n);
+    a[0] = r, a[1] = z, a[3] = n;
+}
+
+INLINE void gru_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+{
+    (void)c, (void)c_prev, (void)dc, (void)h;
+    V r = a[0], z = a[1], a_h = a[2], n = a[3];
+    V d_n = *dh * (1 - z) * d_tanh(n);
+    da[0] = d_n * a_h * d_sigmoid(r);
+    da[1] = *dh * (h_prev - n) * d_sigmoid(z);
+    da[2] = d_n * r;
+    da[3] = d_n;
+    *dh = *dh * z;
+}
+
+/* GRU with the reset gate before the product (Cho et al., 2014)
+ *   r, z = sigmoid(a_r, a_z)    n = tanh(W_in x + b_in + W_hn (r h_prev) + b_hn)
+ *   h = (1 - z) n + z h_prev
+ * The reset stage runs first, on r, z and h_prev; its product completes a_n. */
+#define gru_reset_before_forward NAME(gru_reset_before_forward_)
+#define gru_reset_before_backward NAME(gru_reset_before_backward_)
+#define gru_reset_stage_forward NAME(gru_reset_stage_forward_)
+#define gru_reset_stage_backward NAME(gru_reset_stage_backward_)
+
+INLINE void gru_reset_stage_forward(V a[], V h_prev, V *rh)
+{
+    a[0] = v_sigmoid(a[0]);
+    a[1] = v_sigmoid(a[1]);
+    *rh = a[0] * h_prev;
+}
+
+INLINE void gru_reset_before_forward(V a[], V *h, V *c)
+{
+    (void)c;
+    V z = a[1], n = v_tanh(a[2]);
+    *h = v_fma(z, *h - n, n);
+    a[2] = n;
+}
+
+INLINE void gru_reset_before_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+{
+    (void)c, (void)c_prev, (void)dc, (void)h;
+    V z = a[1], n = a[2];
+    da[0] = v_set(0); /* the reset stage fills it in, from the gradient of r*h_prev */
+    da[1] = *dh * (h_prev - n) * d_sigmoid(z);
+    da[2] = *dh * (1 - z) * d_tanh(n);
+    *dh = *dh * z;
+}
+
+INLINE void gru_reset_stage_backward(const V a[], V h_prev, V *drh, V *dh, V da[])
+{
+    V r = a[0];
+    da[0] = *drh * h_prev * d_sigmoid(r);
+    *dh = v_fma(*drh, r, *dh);
+    *drh = r * h_prev;
+}

@@ -1,0 +1,55 @@
+/* Which instruction sets this processor has, the shapes of the cells, and the floating-point mode. */
+#include "kernels.h"
+
+extern const fastrnn_isa fastrnn_isa_baseline;
+#ifdef FASTRNN_HAVE_X86
+#include <xmmintrin.h>
+extern const fastrnn_isa fastrnn_isa_x86_v3, fastrnn_isa_x86_v4;
+#endif
+
+const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS] = {
+    /*                            gates  accumulators  input  hidden  has_c  has_reset */
+    [FASTRNN_RNN_TANH] =         {1,     1,            1,     1,      0,     0},
+    [FASTRNN_RNN_RELU] =         {1,     1,            1,     1,      0,     0},
+    [FASTRNN_LSTM] =             {4,     4,            4,     4,      1,     0},
+    [FASTRNN_GRU] =              {3,     4,            2,     3,      0,     0},
+    [FASTRNN_GRU_RESET_BEFORE] = {3,     3,            3,     2,      0,     1},
+};
+
+int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
+{
+    int count = 0;
+    out[count++] = &fastrnn_isa_baseline;
+#ifdef FASTRNN_HAVE_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        out[count++] = &fastrnn_isa_x86_v3;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("fma"))
+        out[count++] = &fastrnn_isa_x86_v4;
+#endif
+    return count;
+}
+
+#if defined(FASTRNN_HAVE_X86)
+uint64_t fastrnn_flush_denormals(void)
+{
+    unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | 0x8040); /* flush to zero, denormals are zero */
+    return mode;
+}
+void fastrnn_restore_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
+#elif defined(__aarch64__)
+uint64_t fastrnn_flush_denormals(void)
+{
+    uint64_t mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode | (UINT64_C(1) << 24)));
+    return mode;
+}
+void fastrnn_restore_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+uint64_t fastrnn_flush_denormals(void) { return 0; }
+void fastrnn_restore_mode(uint64_t mode) { (void)mode; }
+#endif

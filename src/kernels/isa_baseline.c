@@ -1,0 +1,3 @@
+#define ISA_NAME "baseline"
+#define ISA_RECORD fastrnn_isa_baseline
+#include "kernels.template.h"

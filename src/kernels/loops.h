@@ -1,0 +1,144 @@
+/* The loops over rows and hidden units, and the table of one precision. They know the number of
+ * accumulators of a cell and nothing else of it. */
+
+/* All of H in full vectors, then what is left of it: `m` lanes at `k`. */
+#define FOR_UNITS(...)                                                                                       \
+    do {                                                                                                     \
+        fastrnn_size k = 0;                                                                                  \
+        for (; k + LANES <= H; k += LANES) {                                                                 \
+            const fastrnn_size m = LANES;                                                                    \
+            __VA_ARGS__                                                                                      \
+        }                                                                                                    \
+        if (k < H) {                                                                                         \
+            const fastrnn_size m = H - k;                                                                    \
+            __VA_ARGS__                                                                                      \
+        }                                                                                                    \
+    } while (0)
+
+#define DEFINE_FORWARD(CELL, A, HAS_C)                                                                       \
+    static void NAME(CELL##_forward_rows_)(fastrnn_size n, fastrnn_size H, real *gates, int keep, real *h,   \
+                                           real *c, real *y, fastrnn_size ldy, real *c_kept)                 \
+    {                                                                                                        \
+        for (fastrnn_size row = 0; row < n; row++) {                                                         \
+            real *gates_row = gates + row * A * H, *h_row = h + row * H;                                     \
+            real *c_row = HAS_C ? c + row * H : 0, *kept_row = HAS_C && c_kept ? c_kept + row * H : 0;       \
+            real *y_row = y ? y + row * ldy : 0;                                                             \
+            FOR_UNITS(                                                                                       \
+                V a[A];                                                                                      \
+                for (int block = 0; block < A; block++)                                                      \
+                    a[block] = v_load(gates_row + block * H + k, m);                                         \
+                V h_k = v_load(h_row + k, m);                                                                \
+                V c_k = HAS_C ? v_load(c_row + k, m) : v_set(0);                                             \
+                NAME(CELL##_forward_)(a, &h_k, &c_k);                                                        \
+                if (keep)                                                                                    \
+                    for (int block = 0; block < A; block++)                                                  \
+                        v_store(gates_row + block * H + k, m, a[block]);                                     \
+                v_store(h_row + k, m, h_k);                                                                  \
+                if (HAS_C)                                                                                   \
+                    v_store(c_row + k, m, c_k);                                                              \
+                if (HAS_C && kept_row)                                                                       \
+                    v_store(kept_row + k, m, c_k);                                                           \
+                if (y_row)                                                                                   \
+                    v_store(y_row + k, m, h_k););                                                            \
+        }                                                                                                    \
+    }
+
+#define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \
+    static void NAME(CELL##_backward_rows_)(fastrnn_size n, fastrnn_size H, const real *gates,               \
+                                            const real *h_prev, const real *c, const real *c_prev,           \
+                                            real *dgates, real *dh, real *dc, real *h)                       \
+    {                                                                                                        \
+        for (fastrnn_size row = 0; row < n; row++) {                                                         \
+            const fastrnn_size at = row * H;                                                                 \
+            const real *gates_row = gates + A * at;                                                          \
+            real *dgates_row = dgates + A * at;                                                              \
+            FOR_UNITS(                                                                                       \
+                V a[A]; V da[A]; V h_k = v_set(0);                                                           \
+                for (int block = 0; block < A; block++)                                                      \
+                    a[block] = v_load(gates_row + block * H + k, m);                                         \
+                V h_prev_k = HAS_C ? v_set(0) : v_load(h_prev + at + k, m);                                  \
+                V c_k = HAS_C ? v_load(c + at + k, m) : v_set(0);                                            \
+                V c_prev_k = HAS_C ? v_load(c_prev + at + k, m) : v_set(0);                                  \
+                V dh_k = v_load(dh + at + k, m);                                                             \
+                V dc_k = HAS_C ? v_load(dc + at + k, m) : v_set(0);                                          \
+                NAME(CELL##_backward_)(a, h_prev_k, c_k, c_prev_k, &dh_k, &dc_k, &h_k, da);                  \
+                for (int block = 0; block < A; block++)                                                      \
+                    v_store(dgates_row + block * H + k, m, da[block]);                                       \
+                v_store(dh + at + k, m, dh_k);                                                               \
+                if (HAS_C)                                                                                   \
+                    v_store(dc + at + k, m, dc_k);                                                           \
+                if (HAS_C && h)                                                                              \
+                    v_store(h + at + k, m, h_k););                                                           \
+        }                                                                                                    \
+    }
+
+#define DEFINE_CELL(CELL, A, HAS_C) DEFINE_FORWARD(CELL, A, HAS_C) DEFINE_BACKWARD(CELL, A, HAS_C)
+
+DEFINE_CELL(rnn_tanh, 1, 0)
+DEFINE_CELL(rnn_relu, 1, 0)
+DEFINE_CELL(lstm, 4, 1)
+DEFINE_CELL(gru, 4, 0)
+DEFINE_CELL(gru_reset_before, 3, 0)
+
+static void NAME(gru_reset_forward_rows_)(fastrnn_size n, fastrnn_size H, real *gates, const real *h_prev,
+                                          real *rh)
+{
+    for (fastrnn_size row = 0; row < n; row++) {
+        real *r = gates + row * 3 * H, *z = r + H;
+        FOR_UNITS(
+            V a[2] = {v_load(r + k, m), v_load(z + k, m)}; V rh_k;
+            gru_reset_stage_forward(a, v_load(h_prev + row * H + k, m), &rh_k);
+            v_store(r + k, m, a[0]);
+            v_store(z + k, m, a[1]);
+            v_store(rh + row * H + k, m, rh_k););
+    }
+}
+
+static void NAME(gru_reset_backward_rows_)(fastrnn_size n, fastrnn_size H, const real *gates,
+                                           const real *h_prev, real *drh, real *dgates, real *dh)
+{
+    for (fastrnn_size row = 0; row < n; row++) {
+        const fastrnn_size at = row * H;
+        FOR_UNITS(
+            V a[1] = {v_load(gates + 3 * at + k, m)}; V da[1];
+            V drh_k = v_load(drh + at + k, m); V dh_k = v_load(dh + at + k, m);
+            gru_reset_stage_backward(a, v_load(h_prev + at + k, m), &drh_k, &dh_k, da);
+            v_store(dgates + 3 * at + k, m, da[0]);
+            v_store(drh + at + k, m, drh_k);
+            v_store(dh + at + k, m, dh_k););
+    }
+}
+
+/* Columns are divided, never the sum: each out[k] is one chain in row order. */
+static void NAME(add_rows_)(fastrnn_size n, fastrnn_size H, const real *a, real *out)
+{
+    FOR_UNITS(
+        V sum = v_load(out + k, m);
+        for (fastrnn_size row = 0; row < n; row++)
+            sum += v_load(a + row * H + k, m);
+        v_store(out + k, m, sum););
+}
+
+#define DEFINE_ACTIVATION(F)                                                                                 \
+    static void NAME(F##_all_)(fastrnn_size H, const real *x, real *y)                                       \
+    {                                                                                                        \
+        FOR_UNITS(v_store(y + k, m, NAME(v_##F##_)(v_load(x + k, m))););                                     \
+    }
+DEFINE_ACTIVATION(tanh)
+DEFINE_ACTIVATION(sigmoid)
+
+#define CELL_ROWS(CELL) NAME(CELL##_forward_rows_), NAME(CELL##_backward_rows_)
+
+static const NAME(fastrnn_table_) NAME(table_) = {
+    .cell = {
+        [FASTRNN_RNN_TANH] = {CELL_ROWS(rnn_tanh), 0, 0},
+        [FASTRNN_RNN_RELU] = {CELL_ROWS(rnn_relu), 0, 0},
+        [FASTRNN_LSTM] = {CELL_ROWS(lstm), 0, 0},
+        [FASTRNN_GRU] = {CELL_ROWS(gru), 0, 0},
+        [FASTRNN_GRU_RESET_BEFORE] = {CELL_ROWS(gru_reset_before), NAME(gru_reset_forward_rows_),
+                                      NAME(gru_reset_backward_rows_)},
+    },
+    .add_rows = NAME(add_rows_),
+    .tanh = NAME(tanh_all_),
+    .sigmoid = NAME(sigmoid_all_),
+};
