@@ -1,0 +1,421 @@
+"""One layer in one direction as plain functions over plain arrays.
+
+For those who build their own layers or back ends. `fastrnn.reference` has the same functions in NumPy,
+equation by equation; either can be put in the other's place. Every function computes in the dtype of
+``x``, float32 or float64, and casts the other arrays to it.
+
+Shapes, everywhere: ``T`` time steps, ``B`` batch rows, ``I`` inputs, ``H`` hidden units, ``P`` projection
+size (an unprojected LSTM has ``P = H``)::
+
+    x (T, B, I)   y (T, B, P)   h (B, P)   c (B, H)   lengths (B,) integers, any order, 0 <= length <= T
+    weight_ih (G, I)   weight_hh (G, P)   bias_ih, bias_hh (G,)   weight_hr (P, H)     G = H, 3H or 4H
+
+``rnn``, ``lstm`` and ``gru`` keep nothing and may be called from many threads at once; the ``_forward``
+functions also return a tape, which the ``_backward`` functions take together with the gradients of ``y``
+and of the final state. The tape refers to ``x``, ``y`` and the weights: leave them alone until backward
+has run (``y`` is returned read-only for that reason).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import sequence
+from .arguments import as_array, as_lengths, check_blas_sizes, check_ndim, check_shape
+from .base import Array, Gradients
+from .sequence import CELLS, Cell, DirectionTape, Packing, Weights
+
+__all__ = [
+    "gru",
+    "gru_backward",
+    "gru_forward",
+    "lstm",
+    "lstm_backward",
+    "lstm_forward",
+    "rnn",
+    "rnn_backward",
+    "rnn_forward",
+]
+
+
+class Tape(NamedTuple):
+    """What a ``_forward`` function keeps for its ``_backward``; opaque to callers."""
+
+    owner: str
+    direction: DirectionTape
+
+
+def rnn(
+    x: Any,
+    state: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Any = None,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """Elman's recurrent network: ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
+
+    Parameters
+    ----------
+    x : array (T, B, I)
+    state : array (B, H) or None
+        The initial h; None is zeros.
+    weight_ih, weight_hh, bias_ih, bias_hh : arrays (H, I), (H, H), (H,), (H,)
+    nonlinearity : {"tanh", "relu"}
+        f.
+    lengths : integers (B,), optional
+        Real steps of each row; y is zero past them.
+    reverse : bool
+        Run from each row's last real step to its first; y stays in the order of x.
+
+    Returns
+    -------
+    y : array (T, B, H)
+    h_n : array (B, H)
+        The state after each row's last real step (``state`` for a row of length 0).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype or kind; wrong shape or value. The message names the argument.
+
+    Notes
+    -----
+    tanh is within 2 ULP. Source: Elman, Finding structure in time, 1990; docs/math.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrnn.functional import rnn
+    >>> y, h_n = rnn(np.ones((5, 2, 3)), None, np.ones((4, 3)), np.eye(4))
+    >>> y.shape, h_n.shape
+    ((5, 2, 4), (2, 4))
+    """
+    y, state, _ = _run("rnn", _rnn_cell(nonlinearity), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
+                       lengths, reverse, keep=False)  # fmt: skip
+    return y, state
+
+
+def rnn_forward(
+    x: Any,
+    state: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Any = None,
+    reverse: bool = False,
+) -> tuple[Array, Array, Tape]:
+    """As `rnn`, and the tape for `rnn_backward`. Keeps T*B*H numbers beside x and y."""
+    return _run("rnn", _rnn_cell(nonlinearity), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
+                lengths, reverse, keep=True)  # fmt: skip
+
+
+def rnn_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
+    """Gradients of `rnn`: dy (T, B, H) or None, dstate (B, H) or None.
+
+    Returns ``Gradients(x, state, parameters)``, parameters by name: weight_ih, weight_hh, bias_ih, bias_hh
+    (those that were given). The tape may be used again.
+    """
+    return _run_backward("rnn", tape, dy, dstate)
+
+
+def lstm(
+    x: Any,
+    state: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    weight_hr: Any = None,
+    *,
+    lengths: Any = None,
+    reverse: bool = False,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Long short-term memory, with a projection where `weight_hr` is given.
+
+    ::
+
+        i, f, g, o = split(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+        c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)
+        h_t = sigmoid(o) tanh(c_t),  or W_hr times that
+
+    Parameters
+    ----------
+    x : array (T, B, I)
+    state : pair of arrays (B, P), (B, H), or None
+        The initial (h, c); None is zeros.
+    weight_ih, weight_hh, bias_ih, bias_hh : arrays (4*H, I), (4*H, P), (4*H,), (4*H,)
+        Gates in the order i, f, g, o.
+    weight_hr : array (P, H), optional
+    lengths : integers (B,), optional
+        Real steps of each row; y is zero past them.
+    reverse : bool
+        Run from each row's last real step to its first; y stays in the order of x.
+
+    Returns
+    -------
+    y : array (T, B, P)
+    state : pair (h_n, c_n)
+        As `state`, after each row's last real step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype or kind; wrong shape or value. The message names the argument.
+
+    Notes
+    -----
+    sigmoid and tanh are within 2 ULP. Sources: Hochreiter & Schmidhuber, 1997; Gers et al., 2000;
+    projection: Sak et al., 2014; docs/math.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrnn.functional import lstm
+    >>> y, (h_n, c_n) = lstm(np.ones((5, 2, 3)), None, np.ones((16, 3)), np.ones((16, 4)))
+    >>> y.shape, c_n.shape
+    ((5, 2, 4), (2, 4))
+    """
+    y, state, _ = _run("lstm", CELLS["lstm"], x, state, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr),
+                       lengths, reverse, keep=False)  # fmt: skip
+    return y, state
+
+
+def lstm_forward(
+    x: Any,
+    state: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    weight_hr: Any = None,
+    *,
+    lengths: Any = None,
+    reverse: bool = False,
+) -> tuple[Array, tuple[Array, Array], Tape]:
+    """As `lstm`, and the tape for `lstm_backward`. Keeps 5*T*B*H numbers beside x and y."""
+    return _run("lstm", CELLS["lstm"], x, state, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr),
+                lengths, reverse, keep=True)  # fmt: skip
+
+
+def lstm_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
+    """Gradients of `lstm`: dy (T, B, P) or None, dstate a pair (B, P), (B, H), either or both None.
+
+    Returns ``Gradients(x, state, parameters)``, parameters by name: weight_ih, weight_hh, bias_ih, bias_hh,
+    weight_hr (those that were given). The tape may be used again.
+    """
+    return _run_backward("lstm", tape, dy, dstate)
+
+
+def gru(
+    x: Any,
+    state: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    *,
+    reset_after: bool = True,
+    lengths: Any = None,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """Gated recurrent unit.
+
+    ::
+
+        r, z = sigmoid(W_i{r,z} x_t + b_i{r,z} + W_h{r,z} h_{t-1} + b_h{r,z})
+        n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn))        reset_after
+        n = tanh(W_in x_t + b_in + W_hn (r h_{t-1}) + b_hn)        otherwise
+        h_t = (1 - z) n + z h_{t-1}
+
+    Parameters
+    ----------
+    x : array (T, B, I)
+    state : array (B, H) or None
+        The initial h; None is zeros.
+    weight_ih, weight_hh, bias_ih, bias_hh : arrays (3*H, I), (3*H, H), (3*H,), (3*H,)
+        Gates in the order r, z, n.
+    reset_after : bool
+        True: the reset gate acts on the product, as cuDNN and PyTorch have it. False: on the state before
+        the product, as in the paper.
+    lengths : integers (B,), optional
+        Real steps of each row; y is zero past them.
+    reverse : bool
+        Run from each row's last real step to its first; y stays in the order of x.
+
+    Returns
+    -------
+    y : array (T, B, H)
+    h_n : array (B, H)
+        The state after each row's last real step (``state`` for a row of length 0).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype or kind; wrong shape or value. The message names the argument.
+
+    Notes
+    -----
+    sigmoid and tanh are within 2 ULP. Source: Cho et al., 2014; docs/math.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrnn.functional import gru
+    >>> y, h_n = gru(np.ones((5, 2, 3)), None, np.ones((12, 3)), np.ones((12, 4)))
+    >>> y.shape, h_n.shape
+    ((5, 2, 4), (2, 4))
+    """
+    y, state, _ = _run("gru", _gru_cell(reset_after), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
+                       lengths, reverse, keep=False)  # fmt: skip
+    return y, state
+
+
+def gru_forward(
+    x: Any,
+    state: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    bias_ih: Any = None,
+    bias_hh: Any = None,
+    *,
+    reset_after: bool = True,
+    lengths: Any = None,
+    reverse: bool = False,
+) -> tuple[Array, Array, Tape]:
+    """As `gru`, and the tape for `gru_backward`. Keeps 4*T*B*H numbers (3*T*B*H with the reset before) beside x and y."""
+    return _run("gru", _gru_cell(reset_after), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
+                lengths, reverse, keep=True)  # fmt: skip
+
+
+def gru_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
+    """Gradients of `gru`: dy (T, B, H) or None, dstate (B, H) or None.
+
+    Returns ``Gradients(x, state, parameters)``, parameters by name: weight_ih, weight_hh, bias_ih, bias_hh
+    (those that were given). The tape may be used again.
+    """
+    return _run_backward("gru", tape, dy, dstate)
+
+
+def _rnn_cell(nonlinearity: str) -> Cell:
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh' or 'relu'")
+    return CELLS["rnn_" + nonlinearity]
+
+
+def _gru_cell(reset_after: bool) -> Cell:
+    return CELLS["gru" if reset_after else "gru_reset_before"]
+
+
+def _as_weights(owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[Any], I: int) -> Weights:
+    """The weights as arrays of `dtype`, each checked against I and against weight_hh's own H."""
+    arrays: list[Any] = [
+        None if value is None else as_array(owner, name, value, dtype)
+        for name, value in zip(Weights._fields, given, strict=True)
+    ]
+    weights = Weights(*arrays)
+    for name, letters in (("weight_ih", "(G, I)"), ("weight_hh", "(G, H)")):
+        if getattr(weights, name) is None:
+            raise TypeError(f"{owner}: {name} is None, expected an array")
+        check_ndim(owner, name, getattr(weights, name), letters)
+    gates = "H" if cell.gates == 1 else f"{cell.gates}*H"
+    rows = weights.weight_ih.shape[0]
+    if rows % cell.gates or not rows:
+        raise ValueError(
+            f"{owner}: weight_ih has shape {weights.weight_ih.shape}, expected ({gates}, I) with H >= 1"
+        )
+    H = rows // cell.gates
+    P, width = (H, "H") if weights.weight_hr is None else (weights.weight_hh.shape[1], "P")
+    check_shape(owner, "weight_ih", weights.weight_ih, f"({gates}, I)", (rows, I))
+    check_shape(owner, "weight_hh", weights.weight_hh, f"({gates}, {width})", (rows, P))
+    for name in ("bias_ih", "bias_hh"):
+        if getattr(weights, name) is not None:
+            check_shape(owner, name, getattr(weights, name), f"({gates},)", (rows,))
+    if weights.weight_hr is not None:
+        check_shape(owner, "weight_hr", weights.weight_hr, "(P, H)", (P, H))
+    check_blas_sizes(owner, I=I, G=max(cell.accumulators, cell.gates) * H)
+    return weights
+
+
+def _as_state(
+    owner: str, name: str, cell: Cell, state: Any, shapes: tuple[tuple[int, int], ...], dtype: np.dtype[Any]
+) -> tuple[Array, Array | None]:
+    """A state, or its gradient, as fresh arrays (h, c or None); zeros where None is given."""
+    parts: tuple[Any, ...] = (state,)
+    letters: tuple[str, ...] = ("(B, H)",)
+    if cell.has_c:
+        letters = ("(B, P)", "(B, H)")
+        if state is None:
+            state = (None, None)
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{owner}: {name} is {type(state).__name__}, expected a pair (h, c)")
+        parts = tuple(state)
+    arrays = []
+    for part, letter, shape, which in zip(parts, letters, shapes, "hc", strict=False):
+        if part is None:
+            arrays.append(np.zeros(shape, dtype))
+            continue
+        label = f"{name} {which}" if cell.has_c else name
+        array = as_array(owner, label, part, dtype)
+        check_shape(owner, label, array, letter, shape)
+        arrays.append(array)
+    return arrays[0], arrays[1] if cell.has_c else None
+
+
+def _run(
+    owner: str,
+    cell: Cell,
+    x: Any,
+    state: Any,
+    given: tuple[Any, ...],
+    lengths: Any,
+    reverse: bool,
+    *,
+    keep: bool,
+) -> tuple[Array, Any, Any]:
+    x = as_array(owner, "x", x)
+    check_ndim(owner, "x", x, "(T, B, I)")
+    T, B, I = x.shape
+    weights = _as_weights(owner, cell, given, x.dtype, I)
+    P, H = weights.weight_hh.shape[1], weights.weight_ih.shape[0] // cell.gates
+    check_blas_sizes(owner, B=B)
+    h, c = _as_state(owner, "state", cell, state, ((B, P), (B, H)), x.dtype)
+    packing = Packing(T, B, as_lengths(owner, lengths, T, B))
+    live = (packing.sort(h), None if c is None else packing.sort(c))
+    y = np.empty((packing.rows, P), x.dtype)
+    direction = sequence.forward(cell, weights, packing, bool(reverse), packing.pack(x), live, y, keep=keep)
+    y = packing.unpack(y)
+    y.flags.writeable = not keep
+    return y, _join(packing, live), None if direction is None else Tape(owner, direction)
+
+
+def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
+    if not isinstance(tape, Tape) or tape.owner != owner:
+        raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
+    cell, weights, packing, *_, x, _state, y, _, _ = tape.direction
+    dtype, P, H = x.dtype, y.shape[1], weights.weight_ih.shape[0] // cell.gates
+    owner += "_backward"
+    if dy is not None:
+        dy = as_array(owner, "dy", dy, dtype)
+        check_shape(owner, "dy", dy, "(T, B, P)" if cell.has_c else "(T, B, H)", (packing.T, packing.B, P))
+        dy = packing.pack(dy)
+    dh, dc = _as_state(owner, "dstate", cell, dstate, ((packing.B, P), (packing.B, H)), dtype)
+    live = (packing.sort(dh), None if dc is None else packing.sort(dc))
+    dx = np.empty_like(x)
+    parameters = sequence.backward(tape.direction, dy, live, dx)
+    return Gradients(packing.unpack(dx), _join(packing, live), parameters)
+
+
+def _join(packing: Packing, live: tuple[Array, Array | None]) -> Any:
+    """The state in the caller's order: h, or (h, c)."""
+    h, c = live
+    return packing.unsort(h) if c is None else (packing.unsort(h), packing.unsort(c))

@@ -1,0 +1,541 @@
+"""The layers: RNN, LSTM and GRU, stacked and bidirectional, with PyTorch's parameters.
+
+A call goes: check the arguments, pack the batch (sequence.Packing), run each layer and direction on the
+packed rows, unpack. Every direction writes its own columns of its layer's output, so nothing is joined.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import sequence
+from .arguments import as_array, as_lengths, check_blas_sizes, check_ndim, check_shape
+from .base import Array, Gradients, Layer, State, as_dtype, as_fraction, as_generator, as_size
+from .sequence import CELLS, Cell, DirectionTape, Packing, Weights
+from .stream import Stream
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+
+class Tape:
+    """What ``forward`` keeps for ``backward``; opaque to callers."""
+
+    __slots__ = ("batched", "directions", "masks", "owner", "packing")
+
+    def __init__(self, owner: Recurrent, packing: Packing) -> None:
+        self.owner = owner
+        self.packing = packing
+        self.batched = True
+        self.directions: list[DirectionTape] = []  # layer-major
+        self.masks: list[Array | None] = []  # of each layer's input, booleans (N, D*P)
+
+
+class Recurrent(Layer):
+    """What RNN, LSTM and GRU share, which is all but the cell."""
+
+    _cell: Cell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        dtype: DTypeLike = "float32",
+        rng: Any = None,
+    ) -> None:
+        owner = type(self).__name__
+        self.input_size = as_size(owner, "input_size", input_size)
+        self.hidden_size = as_size(owner, "hidden_size", hidden_size)
+        self.num_layers = as_size(owner, "num_layers", num_layers)
+        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.dropout = as_fraction(owner, "dropout", dropout)
+        self.proj_size = as_size(owner, "proj_size", proj_size, minimum=0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(
+                f"{owner}: proj_size is {proj_size}, expected less than hidden_size = {hidden_size}"
+            )
+        self.dtype = as_dtype(owner, dtype)
+        self.rng = as_generator(owner, rng)
+        check_blas_sizes(owner, **{"4*hidden_size": 4 * self.hidden_size})
+        self._parameters = {}
+        bound = 1.0 / np.sqrt(self.hidden_size)
+        for name, shape in self._shapes():
+            self._parameters[name] = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """Width of y: D*H, or D*P."""
+        return self.num_directions * self._width
+
+    @property
+    def _width(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    def _names(self, layer: int, direction: int) -> dict[str, str]:
+        """Field of `Weights` -> parameter name, for the parameters that this layer has."""
+        suffix = f"_l{layer}" + ("_reverse" if direction else "")
+        fields = ["weight_ih", "weight_hh"]
+        fields += ["bias_ih", "bias_hh"] if self.bias else []
+        fields += ["weight_hr"] if self.proj_size else []
+        return {field: field + suffix for field in fields}
+
+    def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        rows, P = self._cell.gates * self.hidden_size, self._width
+        result = []
+        for layer in range(self.num_layers):
+            shapes = {
+                "weight_ih": (rows, self.input_size if layer == 0 else self.output_size),
+                "weight_hh": (rows, P),
+                "bias_ih": (rows,),
+                "bias_hh": (rows,),
+                "weight_hr": (P, self.hidden_size),
+            }
+            for direction in range(self.num_directions):
+                result += [(name, shapes[field]) for field, name in self._names(layer, direction).items()]
+        return result
+
+    def _weights(self, layer: int, direction: int) -> Weights:
+        names = self._names(layer, direction)
+        return Weights(*(self._parameters[names[f]] if f in names else None for f in Weights._fields))  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in self.config().items())
+        return f"{type(self).__name__}({options})"
+
+    # -- the public calls: whatever shape the caller has, to time-major and back ------------------
+
+    def __call__(self, x: Any, state: State = None, *, lengths: Any = None) -> tuple[Array, State]:
+        """Run the layer at inference: keeps nothing, applies no dropout, safe from many threads at once.
+
+        Parameters
+        ----------
+        x : array (T, B, input_size); (B, T, input_size) with ``batch_first``; or (T, input_size)
+            Any real dtype, cast to the layer's; any layout; never written to.
+        state : optional
+            Initial state, as the one returned; None is zeros.
+        lengths : integers (B,), optional
+            Real steps of each row, in any order, 0 allowed. Costs only the real steps.
+
+        Returns
+        -------
+        y : array (T, B, D*H), laid out as x
+            The top layer's output, zero past a row's length. D*P wide with a projection.
+        state : h (L*D, B, H), or for the LSTM the pair (h, c)
+            Each row's state after its last real step; without B for an unbatched x.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype or kind; wrong shape or value. The message names the argument.
+        """
+        x, state, lengths, batched = self._accept(x, state, lengths)
+        y, state = self._infer(x, state, lengths)
+        return self._give(y, batched), self._give_state(state, batched)
+
+    def forward(self, x: Any, state: State = None, *, lengths: Any = None) -> tuple[Array, State, Tape]:
+        """As a call, with dropout, and the tape that `backward` needs.
+
+        The tape refers to x (unless it had to be cast or copied) and to the parameters: change neither
+        before backward has run. For that reason y is read-only. Beside x and y the tape keeps, per layer
+        and direction and row-step: RNN nothing, LSTM 5*H, GRU 4*H numbers (3*H with the reset before),
+        and with dropout one byte per input of the layers above the first.
+        """
+        x, state, lengths, batched = self._accept(x, state, lengths)
+        y, state, tape = self._forward(x, state, lengths)
+        tape.batched = batched
+        y = self._give(y, batched)
+        y.flags.writeable = False
+        return y, self._give_state(state, batched), tape
+
+    def backward(self, tape: Tape, dy: Any, dstate: State = None) -> Gradients:
+        """Backpropagation through time.
+
+        Parameters
+        ----------
+        tape : from `forward` of this layer; it may be used again
+        dy : array like y, or None for zeros
+        dstate : like the state, optional
+            Gradient of the returned state; None, or a None in the pair, is zeros.
+
+        Returns
+        -------
+        Gradients(x, state, parameters)
+            x like the input, state like the initial state, parameters name -> array.
+        """
+        owner = f"{type(self).__name__}.backward"
+        if not isinstance(tape, Tape) or tape.owner is not self:
+            raise TypeError(f"{owner}: tape is not one that forward of this layer returned")
+        T, B, batched = tape.packing.T, tape.packing.B, tape.batched
+        if dy is not None:
+            dy = as_array(owner, "dy", dy, self.dtype)
+            width = self.output_size
+            if not batched:
+                check_shape(owner, "dy", dy, "(T, D*H)", (T, width))
+                dy = dy[:, None]
+            elif self.batch_first:
+                check_shape(owner, "dy", dy, "(B, T, D*H)", (B, T, width))
+                dy = dy.transpose(1, 0, 2)
+            else:
+                check_shape(owner, "dy", dy, "(T, B, D*H)", (T, B, width))
+        grads = self._backward(tape, dy, self._accept_state(owner, "dstate", dstate, B, batched))
+        assert grads.x is not None
+        return Gradients(
+            self._give(grads.x, batched), self._give_state(grads.state, batched), grads.parameters
+        )
+
+    def stream(self, batch_size: int = 1) -> Stream:
+        """The layer one step at a time, with its own state: see `Stream`.
+
+        ValueError for a bidirectional layer: its reverse direction begins at the last step, which a
+        stream does not have yet.
+        """
+        owner = f"{type(self).__name__}.stream"
+        if self.bidirectional:
+            raise ValueError(
+                f"{owner}: a bidirectional layer cannot stream: its reverse direction starts at the last step"
+            )
+        batch_size = as_size(owner, "batch_size", batch_size)
+        weights = [self._weights(layer, 0) for layer in range(self.num_layers)]
+        return Stream(self._cell, weights, batch_size)
+
+    # -- arguments --------------------------------------------------------------------------------
+
+    def _accept(self, x: Any, state: State, lengths: Any) -> tuple[Array, State, Array | None, bool]:
+        owner = type(self).__name__
+        x = as_array(owner, "x", x, self.dtype)
+        batch, time = ("(B, T, I)", 1) if self.batch_first else ("(T, B, I)", 0)
+        check_ndim(owner, "x", x, batch, "(T, I)")
+        if x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"{owner}: x has shape {x.shape}, expected {batch} or (T, I) with I = input_size = {self.input_size}"
+            )
+        batched = x.ndim == 3
+        if not batched:
+            if lengths is not None:
+                raise ValueError(f"{owner}: lengths needs a batched x, {batch}; x has shape {x.shape}")
+            x = x[:, None]
+        elif time:
+            x = x.transpose(1, 0, 2)
+        T, B, _ = x.shape
+        check_blas_sizes(owner, B=B)
+        lengths = as_lengths(owner, lengths, T, B)
+        return x, self._accept_state(owner, "state", state, B, batched), lengths, batched
+
+    def _accept_state(self, owner: str, name: str, state: State, B: int, batched: bool) -> State:
+        """h (L*D, B, P), or (h, c) with c (L*D, B, H), of the layer's dtype; zeros for what is None."""
+        count = self.num_layers * self.num_directions
+        if not self._cell.has_c:
+            return self._accept_part(owner, name, state, count, B, self._width, batched)
+        if state is None:
+            state = (None, None)
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{owner}: {name} is {type(state).__name__}, expected a pair (h, c)")
+        return (
+            self._accept_part(owner, f"{name} h", state[0], count, B, self._width, batched),
+            self._accept_part(owner, f"{name} c", state[1], count, B, self.hidden_size, batched),
+        )
+
+    def _accept_part(
+        self, owner: str, name: str, part: Any, count: int, B: int, width: int, batched: bool
+    ) -> Array:
+        if part is None:
+            return np.zeros((count, B, width), self.dtype)
+        part = as_array(owner, name, part, self.dtype)
+        if batched:
+            check_shape(owner, name, part, "(L*D, B, H)", (count, B, width))
+            return part
+        check_shape(owner, name, part, "(L*D, H)", (count, width))
+        return part[:, None]
+
+    def _give(self, y: Array, batched: bool) -> Array:
+        if not batched:
+            return y[:, 0]
+        return np.ascontiguousarray(y.transpose(1, 0, 2)) if self.batch_first else y
+
+    def _give_state(self, state: State, batched: bool) -> State:
+        if batched:
+            return state
+        return tuple(part[:, 0] for part in state) if self._cell.has_c else state[:, 0]
+
+    # -- the stack, time-major (the protocol of base.Layer) ---------------------------------------
+
+    def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
+        y, state, _ = self._run(x, state, lengths, keep=False)
+        return y, state
+
+    def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Tape]:
+        y, state, tape = self._run(x, state, lengths, keep=True)
+        assert tape is not None
+        return y, state, tape
+
+    def _run(
+        self, x: Array, state: State, lengths: Array | None, *, keep: bool
+    ) -> tuple[Array, State, Tape | None]:
+        T, B, _ = x.shape
+        D, P = self.num_directions, self._width
+        packing = Packing(T, B, lengths)
+        if state is None:
+            state = self._accept_state(type(self).__name__, "state", None, B, True)
+        h, c = state if self._cell.has_c else (state, None)
+        h = packing.sort(h)
+        c = None if c is None else packing.sort(c)
+        tape = Tape(self, packing) if keep else None
+        inputs = np.ascontiguousarray(packing.pack(x), self.dtype)
+        for layer in range(self.num_layers):
+            if tape is not None:
+                mask = self._dropout_mask(inputs.shape) if layer else None
+                inputs = self._drop(inputs, mask)
+                tape.masks.append(mask)
+            outputs = np.empty((packing.rows, D * P), self.dtype)
+            for direction in range(D):
+                k = layer * D + direction
+                columns = outputs[:, direction * P : (direction + 1) * P]
+                live = (h[k], None if c is None else c[k])
+                direction_tape = sequence.forward(
+                    self._cell,
+                    self._weights(layer, direction),
+                    packing,
+                    direction == 1,
+                    inputs,
+                    live,
+                    columns,
+                    keep=keep,
+                )
+                if tape is not None and direction_tape is not None:
+                    tape.directions.append(direction_tape)
+            inputs = outputs
+        h = packing.unsort(h)
+        return packing.unpack(inputs), h if c is None else (h, packing.unsort(c)), tape
+
+    def _backward(self, tape: Tape, dy: Array | None, dstate: State) -> Gradients:
+        packing, D, P = tape.packing, self.num_directions, self._width
+        if dstate is None:
+            dstate = self._accept_state(type(self).__name__, "dstate", None, packing.B, True)
+        dh, dc = dstate if self._cell.has_c else (dstate, None)
+        dh = packing.sort(dh)
+        dc = None if dc is None else packing.sort(dc)
+        d = None if dy is None else np.ascontiguousarray(packing.pack(dy), self.dtype)
+        parameters: dict[str, Array] = {}
+        for layer in reversed(range(self.num_layers)):
+            dx = np.empty(tape.directions[layer * D].x.shape, self.dtype)
+            for direction in range(D):
+                k = layer * D + direction
+                columns = None if d is None else d[:, direction * P : (direction + 1) * P]
+                live = (dh[k], None if dc is None else dc[k])
+                grads = sequence.backward(tape.directions[k], columns, live, dx, accumulate_dx=direction == 1)
+                parameters |= {name: grads[field] for field, name in self._names(layer, direction).items()}
+            d = self._drop(dx, tape.masks[layer])
+        assert d is not None
+        dh = packing.unsort(dh)
+        state = dh if dc is None else (dh, packing.unsort(dc))
+        return Gradients(packing.unpack(d), state, {name: parameters[name] for name in self._parameters})
+
+    def _dropout_mask(self, shape: tuple[int, ...]) -> Array | None:
+        return self.rng.random(shape, np.float32) >= self.dropout if self.dropout else None
+
+    def _drop(self, x: Array, mask: Array | None) -> Array:
+        """Inverted dropout, the same map forward and back."""
+        if mask is None:
+            return x
+        scaled: Array = x * self.dtype.type(1.0 / (1.0 - self.dropout))
+        scaled *= mask
+        return scaled
+
+
+class RNN(Recurrent):
+    """Elman's recurrent network, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        I, H and L. Layer k > 0 reads the output of layer k-1.
+    nonlinearity : {"tanh", "relu"}
+        f.
+    bias : bool
+        Without it, no bias_ih and bias_hh.
+    batch_first : bool
+        x and y are (B, T, ...) instead of (T, B, ...); states are (L*D, B, H) either way.
+    dropout : float in [0, 1)
+        On the inputs of layers above the first, in `forward` only, from the layer's generator.
+    bidirectional : bool
+        A second set of weights runs from the last step to the first; y holds both, D*H wide.
+    dtype : "float32" or "float64"
+    rng : int seed, numpy.random.Generator, or None
+        Source of the initial values, U(-1/sqrt(H), 1/sqrt(H)), and of dropout.
+
+    Notes
+    -----
+    Parameters are named, shaped and ordered as PyTorch's: ``weight_ih_l{k}[_reverse]`` (H, I or D*H),
+    ``weight_hh_l{k}[_reverse]`` (H, H), ``bias_ih_*``, ``bias_hh_*`` (H,). tanh is within 2 ULP.
+    Source: Elman, Finding structure in time, 1990; docs/math.md.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrnn
+    >>> layer = fastrnn.RNN(3, 4, rng=0)
+    >>> y, h_n = layer(np.ones((5, 2, 3)))
+    >>> y.shape, h_n.shape
+    ((5, 2, 4), (1, 2, 4))
+    """
+
+    _options: ClassVar[tuple[str, ...]] = (
+        "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional",
+        "dtype",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = "float32",
+        rng: Any = None,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"RNN: nonlinearity is {nonlinearity!r}, expected 'tanh' or 'relu'")
+        self.nonlinearity = nonlinearity
+        self._cell = CELLS["rnn_" + nonlinearity]
+        super().__init__(
+            input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
+            bidirectional=bidirectional, dtype=dtype, rng=rng,
+        )  # fmt: skip
+
+
+class LSTM(Recurrent):
+    """Long short-term memory.
+
+    ::
+
+        i, f, g, o = split(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+        c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)
+        h_t = sigmoid(o) tanh(c_t),  or W_hr times that with proj_size
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        I, H and L. Layer k > 0 reads the output of layer k-1.
+    bias : bool
+        Without it, no bias_ih and bias_hh.
+    batch_first : bool
+        x and y are (B, T, ...) instead of (T, B, ...); states are (L*D, B, ...) either way.
+    dropout : float in [0, 1)
+        On the inputs of layers above the first, in `forward` only, from the layer's generator.
+    bidirectional : bool
+        A second set of weights runs from the last step to the first; y holds both, D*H wide.
+    proj_size : int
+        P: 0, or less than H: h_t is projected to P numbers by weight_hr (P, H).
+    dtype : "float32" or "float64"
+    rng : int seed, numpy.random.Generator, or None
+        Source of the initial values, U(-1/sqrt(H), 1/sqrt(H)), and of dropout.
+
+    Notes
+    -----
+    Parameters are named, shaped and ordered (i, f, g, o) as PyTorch's: ``weight_ih_l{k}[_reverse]``
+    (4*H, I or D*P), ``weight_hh_*`` (4*H, P), ``bias_ih_*``, ``bias_hh_*`` (4*H,), ``weight_hr_*`` (P, H).
+    The state is the pair (h, c), (L*D, B, P) and (L*D, B, H). sigmoid and tanh are within 2 ULP.
+    Sources: Hochreiter & Schmidhuber, 1997; Gers et al., 2000; Sak et al., 2014; docs/math.md.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrnn
+    >>> layer = fastrnn.LSTM(3, 4, num_layers=2, rng=0)
+    >>> y, (h_n, c_n) = layer(np.ones((5, 2, 3)))
+    >>> y.shape, h_n.shape
+    ((5, 2, 4), (2, 2, 4))
+    """
+
+    _cell = CELLS["lstm"]
+    _options: ClassVar[tuple[str, ...]] = (
+        "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size",
+        "dtype",
+    )  # fmt: skip
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit.
+
+    ::
+
+        r, z = sigmoid(W_i{r,z} x_t + b_i{r,z} + W_h{r,z} h_{t-1} + b_h{r,z})
+        n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn))        reset_after
+        n = tanh(W_in x_t + b_in + W_hn (r h_{t-1}) + b_hn)        otherwise
+        h_t = (1 - z) n + z h_{t-1}
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        I, H and L. Layer k > 0 reads the output of layer k-1.
+    reset_after : bool
+        True: as cuDNN and PyTorch have it. False: as in the paper of 2014.
+    bias : bool
+        Without it, no bias_ih and bias_hh.
+    batch_first : bool
+        x and y are (B, T, ...) instead of (T, B, ...); states are (L*D, B, H) either way.
+    dropout : float in [0, 1)
+        On the inputs of layers above the first, in `forward` only, from the layer's generator.
+    bidirectional : bool
+        A second set of weights runs from the last step to the first; y holds both, D*H wide.
+    dtype : "float32" or "float64"
+    rng : int seed, numpy.random.Generator, or None
+        Source of the initial values, U(-1/sqrt(H), 1/sqrt(H)), and of dropout.
+
+    Notes
+    -----
+    Parameters are named, shaped and ordered (r, z, n) as PyTorch's: ``weight_ih_l{k}[_reverse]``
+    (3*H, I or D*H), ``weight_hh_*`` (3*H, H), ``bias_ih_*``, ``bias_hh_*`` (3*H,). sigmoid and tanh are
+    within 2 ULP. Source: Cho et al., 2014; docs/math.md.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrnn
+    >>> layer = fastrnn.GRU(3, 4, bidirectional=True, rng=0)
+    >>> y, h_n = layer(np.ones((5, 2, 3)))
+    >>> y.shape, h_n.shape
+    ((5, 2, 8), (2, 2, 4))
+    """
+
+    _options: ClassVar[tuple[str, ...]] = (
+        "input_size", "hidden_size", "num_layers", "reset_after", "bias", "batch_first", "dropout", "bidirectional",
+        "dtype",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = "float32",
+        rng: Any = None,
+    ) -> None:
+        self.reset_after = bool(reset_after)
+        self._cell = CELLS["gru" if reset_after else "gru_reset_before"]
+        super().__init__(
+            input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
+            bidirectional=bidirectional, dtype=dtype, rng=rng,
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""One layer in one direction: arrays in, arrays out, on packed rows.
+
+Above this file stand the public faces (functional.py, recurrent.py), which validate; below it the
+compiled loops (_kernels.pyx), which trust. Here the scratch is allocated and the batch is packed.
+
+Packing is how rows of different lengths share a batch at the cost of their real steps only: rows are
+sorted by length, longest first, and of every time step only the rows that are still alive are kept.
+The rows of a step are then a prefix of the batch, and a full batch is the case where nothing moves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _kernels
+from .base import Array
+
+
+class Cell(NamedTuple):
+    """What Python needs to know of a compiled cell (the other half is `fastrnn_cell_shape` in C)."""
+
+    number: int
+    gates: int  # blocks of H rows in the weight matrices
+    accumulators: int  # blocks of H columns kept for backward
+    has_c: bool
+    has_reset: bool
+
+
+CELLS = {
+    name: Cell(k, shape["gates"], shape["accumulators"], bool(shape["has_c"]), bool(shape["has_reset"]))
+    for k, name in enumerate(("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"))
+    for shape in (_kernels.cell_shape(k),)
+}
+
+# Bytes of projected gates at inference, and rows of them at least: enough rows for gemm to run at its
+# full rate, few enough that the recurrence finds them in cache.
+FORWARD_BYTES = 1 << 20
+FORWARD_ROWS = 128
+# Rows of one chunk of BPTT: the depth of the products that make the weight gradients.
+BACKWARD_ROWS = 512
+
+
+class Weights(NamedTuple):
+    """The parameters of one layer and direction: (G, I), (G, P), (G,), (G,), (P, H); the last three may be None."""
+
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None
+    bias_hh: Array | None
+    weight_hr: Array | None
+
+    @property
+    def named(self) -> dict[str, Array]:
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+class Packing:
+    """How a padded batch (T, B, ...) maps to packed rows (N, ...)."""
+
+    def __init__(self, T: int, B: int, lengths: Array | None = None) -> None:
+        self.T, self.B = T, B
+        self.order: Array | None = None
+        self._index: Array | None = None
+        if lengths is None:
+            self.offsets = np.arange(T + 1, dtype=np.intp) * B
+            return
+        self.order = np.argsort(-lengths, kind="stable")
+        alive = np.arange(lengths.max(initial=0))[:, None] < lengths[self.order]
+        step, row = np.nonzero(alive)
+        self._index = step * B + self.order[row]
+        self.offsets = np.zeros(len(alive) + 1, np.intp)
+        np.cumsum(alive.sum(axis=1), out=self.offsets[1:])
+
+    @property
+    def rows(self) -> int:
+        """N: the real steps of all rows together."""
+        return int(self.offsets[-1])
+
+    def pack(self, x: Array) -> Array:
+        """(T, B, K) to (N, K); the same memory for a full batch."""
+        flat = x.reshape(self.T * self.B, x.shape[2])
+        return flat if self._index is None else flat[self._index]
+
+    def unpack(self, y: Array) -> Array:
+        """(N, K) to (T, B, K), zero where there is no row; the same memory for a full batch."""
+        if self._index is None:
+            return y.reshape(self.T, self.B, y.shape[1])
+        padded = np.zeros((self.T * self.B, y.shape[1]), y.dtype)
+        padded[self._index] = y
+        return padded.reshape(self.T, self.B, y.shape[1])
+
+    def sort(self, state: Array) -> Array:
+        """A copy of a state (..., B, H) in the order of the packed rows."""
+        return state.copy() if self.order is None else np.take(state, self.order, axis=-2)
+
+    def unsort(self, state: Array) -> Array:
+        """A state (..., B, H) back in the caller's order."""
+        if self.order is None:
+            return state
+        result = np.empty_like(state)
+        result[..., self.order, :] = state
+        return result
+
+
+class DirectionTape(NamedTuple):
+    """What BPTT needs of one layer and direction. Its own arrays are gates and c; the rest are references.
+
+    gates (N, accumulators*H), c (N, H) or None, y (N, P) columns of the layer's output, x (N, I),
+    state: the initial (B, P) and (B, H) or None, sorted.
+    """
+
+    cell: Cell
+    weights: Weights
+    packing: Packing
+    reverse: bool
+    x: Array
+    state: tuple[Array, Array | None]
+    y: Array
+    gates: Array
+    c: Array | None
+
+
+def forward(
+    cell: Cell,
+    weights: Weights,
+    packing: Packing,
+    reverse: bool,
+    x: Array,
+    state: tuple[Array, Array | None],
+    y: Array,
+    *,
+    keep: bool,
+) -> DirectionTape | None:
+    """Write y (N, P) and bring `state`, (B, P) and (B, H) or None, from the initial to the final one.
+
+    With `keep`, returns the tape; without, memory beyond y does not grow with T.
+    """
+    N, B, dtype = packing.rows, packing.B, x.dtype
+    H = weights.weight_ih.shape[0] // cell.gates
+    AH = cell.accumulators * H
+    chunk = max(B, FORWARD_ROWS, FORWARD_BYTES // (AH * dtype.itemsize))
+    gates = np.empty((N if keep else min(N, chunk), AH), dtype)
+    c_kept = np.empty((N, H), dtype) if keep and cell.has_c else None
+    unit = np.empty((B, H), dtype) if cell.has_reset or weights.weight_hr is not None else None
+    bias = np.empty(AH, dtype)
+    h, c = state
+    initial = (h.copy(), None if c is None else c.copy()) if keep else None
+    if N:
+        _kernels.forward(
+            cell.number,
+            reverse,
+            packing.offsets,
+            x,
+            weights,
+            state,
+            y,
+            gates,
+            c_kept,
+            bias,
+            unit,
+            chunk,
+            keep,
+        )
+    if initial is None:
+        return None
+    return DirectionTape(cell, weights, packing, reverse, x, initial, y, gates, c_kept)
+
+
+def backward(
+    tape: DirectionTape,
+    dy: Array | None,
+    dstate: tuple[Array, Array | None],
+    dx: Array | None,
+    *,
+    accumulate_dx: bool = False,
+) -> dict[str, Array]:
+    """Gradients of the parameters, by the field names of `Weights`; `dstate` goes from final to initial.
+
+    dy (N, P) may be columns of a wider array. dx (N, I) is written, or added to.
+    """
+    cell, weights, packing = tape.cell, tape.weights, tape.packing
+    dtype, N = tape.x.dtype, packing.rows
+    B, P = tape.state[0].shape
+    H = weights.weight_ih.shape[0] // cell.gates
+    AH = cell.accumulators * H
+    rows = min(N, max(B, BACKWARD_ROWS))
+    projected = weights.weight_hr is not None
+
+    def scratch(*shape: int, needed: bool = True) -> Array | None:
+        return np.empty(shape, dtype) if needed else None
+
+    buffers = (
+        scratch(rows, AH),
+        scratch(rows, P),
+        scratch(B, H, needed=cell.has_c),
+        scratch(rows, H, needed=projected or cell.has_reset),
+        scratch(rows, P, needed=projected),
+        scratch(B, H, needed=projected),
+        scratch(AH),
+    )
+    gradients: dict[str, Array] = {name: np.zeros_like(value) for name, value in weights.named.items()}
+    dbias = np.zeros(AH, dtype)
+    if N:
+        dweights = (gradients["weight_ih"], gradients["weight_hh"], gradients.get("weight_hr"))
+        _kernels.backward(
+            cell.number, tape.reverse, packing.offsets, tape.x, weights, tape.state, tape.y, tape.gates,
+            tape.c, dy, dstate, dx, accumulate_dx, dweights, dbias, buffers, rows,
+        )  # fmt: skip
+    if weights.bias_hh is not None:
+        gradients["bias_hh"][:] = dbias[: cell.gates * H]
+    if weights.bias_ih is not None:
+        # A cell with one accumulator too many keeps the input's part of its last gate there.
+        last = dbias[AH - H :]
+        gradients["bias_ih"][:] = np.concatenate([dbias[: (cell.gates - 1) * H], last])
+    return gradients
+
+
+def scratch_for_step(cell: Cell, weights: Weights, B: int) -> dict[str, Any]:
+    """The scratch arrays of one forward step of B rows, for `_kernels.Stepper`."""
+    H = weights.weight_ih.shape[0] // cell.gates
+    dtype = weights.weight_ih.dtype
+    return {
+        "gates": np.empty((B, cell.accumulators * H), dtype),
+        "bias": np.empty(cell.accumulators * H, dtype),
+        "unit": np.empty((B, H), dtype),
+    }

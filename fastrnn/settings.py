@@ -1,0 +1,134 @@
+"""Settings of the process: the instruction set in use, the threads, and a description of both.
+
+Environment, read once at import:
+
+    FASTRNN_ISA          `blas` (the default: BLAS products, elementwise kernels for the widest
+                         instruction set there is), or the name of one instruction set: baseline,
+                         x86_v3 (AVX2, FMA), x86_v4 (AVX-512)
+    FASTRNN_NUM_THREADS  as set_num_threads
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy
+import scipy.linalg.cython_blas as _cython_blas
+
+from . import _kernels
+from .version import __version__
+
+
+class _BlasThreads:
+    """The thread setting of the BLAS behind SciPy, and behind NumPy where that is another library.
+
+    OpenBLAS builds differ in what they call it; a BLAS that has none of the names keeps its own setting.
+    """
+
+    _NAMES = tuple(
+        (prefix + "openblas_set_num_threads" + suffix, prefix + "openblas_get_num_threads" + suffix)
+        for prefix in ("scipy_", "")
+        for suffix in ("", "64_")
+    ) + (
+        ("MKL_Set_Num_Threads", "MKL_Get_Max_Threads"),
+        ("bli_thread_set_num_threads", "bli_thread_get_num_threads"),
+    )
+
+    def __init__(self) -> None:
+        self._set: list[Callable[[int], Any]] = []
+        self._get: list[Callable[[], int]] = []
+        for module in (_cython_blas, np.linalg._umath_linalg):
+            # A handle on the extension finds the symbols of the library that it is linked with, too.
+            library = ctypes.CDLL(module.__file__)
+            for set_name, get_name in self._NAMES:
+                if hasattr(library, set_name) and hasattr(library, get_name):
+                    self._set.append(getattr(library, set_name))
+                    self._get.append(getattr(library, get_name))
+                    break
+
+    def set(self, n: int) -> None:
+        for function in self._set:
+            function(n)
+
+    def get(self) -> int:
+        return self._get[0]() if self._get else 1
+
+
+_blas_threads: _BlasThreads | None = None
+
+
+def _blas() -> _BlasThreads:
+    global _blas_threads
+    if _blas_threads is None:
+        _blas_threads = _BlasThreads()
+    return _blas_threads
+
+
+def set_num_threads(n: int) -> None:
+    """Use at most `n` threads, in this process, from the next call on.
+
+    The products are SciPy's BLAS's, so this sets the number of threads of that BLAS (and of NumPy's, which
+    `Dense` uses): other code of the process that calls them is affected as well.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `n` is no integer, or less than 1.
+    """
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"set_num_threads: n is {n!r}, expected an integer")
+    if not 1 <= n <= 1024:
+        raise ValueError(f"set_num_threads: n is {n}, expected 1 <= n <= 1024")
+    _blas().set(int(n))
+
+
+def get_num_threads() -> int:
+    """How many threads the products use at most."""
+    return _blas().get()
+
+
+def show_config() -> None:
+    """Print what is in use: version, engine, instruction sets, threads, BLAS, Python and its packages."""
+    print(_description())
+
+
+def _description() -> str:
+    blas = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    rows = {
+        "fastrnn": __version__,
+        "engine": "blas (products by SciPy's BLAS, elementwise kernels of our own)",
+        "instruction set": f"{_isa} (this machine has {', '.join(_kernels.isas())})",
+        "threads": str(get_num_threads()),
+        "BLAS": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+        "NumPy": np.__version__,
+        "SciPy": scipy.__version__,
+        "Python": f"{platform.python_version()} on {platform.machine()}",
+    }
+    return "\n".join(f"{name:16s} {value}" for name, value in rows.items())
+
+
+def _choose_isa(name: str | None) -> str:
+    """The instruction set that FASTRNN_ISA asks for; ValueError lists those the machine has."""
+    there = _kernels.isas()
+    if name in (None, "", "blas"):
+        return str(there[-1])
+    if name not in there:
+        raise ValueError(f"FASTRNN_ISA is {name!r}; this machine has {', '.join(['blas', *there])}")
+    return str(name)
+
+
+_isa = _choose_isa(os.environ.get("FASTRNN_ISA"))
+_kernels.use_isa(_isa)
+
+if "FASTRNN_NUM_THREADS" in os.environ:
+    try:
+        set_num_threads(int(os.environ["FASTRNN_NUM_THREADS"]))
+    except ValueError as error:
+        raise ValueError(
+            f"FASTRNN_NUM_THREADS is {os.environ['FASTRNN_NUM_THREADS']!r}, expected an integer from 1 to 1024"
+        ) from error

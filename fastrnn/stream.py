@@ -1,0 +1,98 @@
+"""A stack of layers one step at a time: the form in which models meet audio, sensors and text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _kernels
+from .arguments import as_array, check_shape
+from .base import Array, State
+from .sequence import Cell, Weights, scratch_for_step
+
+
+class Stream:
+    """A recurrent layer with its own state, stepped forward; made by ``layer.stream(batch_size)``.
+
+    Everything is allocated when the stream is made: a step allocates nothing, and ``step`` returns the
+    same array every time, overwritten by the next step (copy what you keep). Changes of the layer's
+    parameters are seen by the next step. One stream serves one thread; make one for each.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrnn
+    >>> stream = fastrnn.GRU(3, 4, rng=0).stream()
+    >>> for x_t in np.ones((5, 3), "float32"):
+    ...     y_t = stream.step(x_t)
+    >>> y_t.shape
+    (4,)
+    """
+
+    def __init__(self, cell: Cell, weights: list[Weights], batch_size: int) -> None:
+        dtype = weights[0].weight_ih.dtype
+        P, H = weights[0].weight_hh.shape[1], weights[0].weight_ih.shape[0] // cell.gates
+        self.batch_size = batch_size
+        self._h = np.zeros((len(weights), batch_size, P), dtype)
+        self._c = np.zeros((len(weights), batch_size, H), dtype) if cell.has_c else None
+        self._x = np.zeros((batch_size, weights[0].weight_ih.shape[1]), dtype)
+        offsets = np.array([0, batch_size], np.intp)
+        calls = []
+        x = self._x
+        for k, layer in enumerate(weights):
+            y = np.zeros((batch_size, P), dtype)
+            state = (self._h[k], None if self._c is None else self._c[k])
+            scratch = scratch_for_step(cell, layer, batch_size)
+            calls.append(
+                (cell.number, offsets, x, layer, state, y, scratch["gates"], scratch["bias"], scratch["unit"])
+            )
+            x = y
+        self._y = x
+        # A single row may be given, and is then returned, without its batch axis.
+        self._row = (self._x[0], self._y[0]) if batch_size == 1 else None
+        self._step = _kernels.Stepper(calls).step
+
+    def step(self, x_t: Any) -> Array:
+        """One step: x_t (B, I) -> y_t (B, H), or (B, P); a stream of one row also takes (I,) -> (H,).
+
+        Returns the stream's own array, overwritten by the next step.
+        """
+        if type(x_t) is not np.ndarray or x_t.dtype.kind not in "fiub":
+            x_t = as_array("Stream.step", "x_t", x_t, self._x.dtype)
+        if x_t.shape == self._x.shape:
+            np.copyto(self._x, x_t, "unsafe")
+            y = self._y
+        elif self._row is not None and x_t.shape == self._row[0].shape:
+            np.copyto(self._row[0], x_t, "unsafe")
+            y = self._row[1]
+        else:
+            raise ValueError(f"Stream.step: x_t has shape {x_t.shape}, expected (B, I) = {self._x.shape}")
+        self._step()
+        return y
+
+    @property
+    def state(self) -> State:
+        """A copy of the state: h (L, B, H), or (h, c). Assign one to continue from it."""
+        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+
+    @state.setter
+    def state(self, value: State) -> None:
+        if self._c is None:
+            parts, targets = (value,), [("state", self._h)]
+        else:
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
+                raise TypeError(f"Stream.state: state is {type(value).__name__}, expected a pair (h, c)")
+            parts, targets = tuple(value), [("state h", self._h), ("state c", self._c)]
+        arrays = []
+        for part, (name, target) in zip(parts, targets, strict=True):
+            array = as_array("Stream.state", name, part, target.dtype)
+            check_shape("Stream.state", name, array, "(L, B, H)", target.shape)
+            arrays.append(array)
+        for array, (_, target) in zip(arrays, targets, strict=True):
+            target[...] = array
+
+    def reset(self, rows: Any = None) -> None:
+        """Set the state to zero: of all rows, or of those that `rows` (indices or a mask) picks."""
+        for part in (self._h, self._c):
+            if part is not None:
+                part[:, slice(None) if rows is None else rows] = 0
