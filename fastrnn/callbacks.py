@@ -1,0 +1,325 @@
+"""What `fit` tells others while it runs: hooks, under the names they have in Keras, and common callbacks."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .base import Array, as_size
+
+if TYPE_CHECKING:
+    from .model import Sequential
+
+__all__ = ["CSVLogger", "Callback", "EarlyStopping", "History", "LambdaCallback", "ModelCheckpoint"]
+
+Logs = Mapping[str, float]
+
+
+class Callback:
+    """Base of all callbacks: every hook does nothing, a subclass overrides those it needs.
+
+    Attributes
+    ----------
+    model : Sequential
+        The model being trained. ``model.stop_training = True`` ends the run after the current epoch.
+    params : dict
+        ``"epochs"``, ``"verbose"``, and ``"metrics"``, the names that the epoch's logs will have.
+
+    Notes
+    -----
+    Epochs and batches count from 0. A callback whose later behaviour depends on what it has seen gives
+    that in `state_dict`, and takes it back in `load_state_dict`, which a resumed run calls after
+    `on_train_begin`.
+
+    Examples
+    --------
+    >>> class Print(Callback):
+    ...     def on_epoch_end(self, epoch, logs):
+    ...         print(epoch, sorted(logs))
+    """
+
+    model: Sequential
+    params: Mapping[str, Any]
+
+    def set_model(self, model: Sequential) -> None:
+        """Called first."""
+        self.model = model
+
+    def set_params(self, params: Mapping[str, Any]) -> None:
+        """Called second."""
+        self.params = params
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Before the first epoch; `logs` is empty."""
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """Before an epoch, and where a resumed run enters one; `logs` is empty."""
+
+    def on_batch_end(self, batch: int, logs: Logs) -> None:
+        """After each update, the `batch`-th of its epoch; `logs` has its ``loss`` and ``grad_norm``."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """After an epoch and its validation; `logs` has ``loss``, with validation data ``val_loss`` too."""
+
+    def on_train_end(self, logs: Logs) -> None:
+        """After the last epoch, also of an interrupted run; `logs` is that of the last epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON values and arrays in dicts and lists."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+
+
+class History:
+    """What `fit` returns.
+
+    Attributes
+    ----------
+    history : dict of str to list of float
+        For each of ``"loss"`` and, with validation data, ``"val_loss"``: the value of every epoch.
+    epoch : list of int
+        The epochs of those values.
+    losses : list of float
+        The loss of every update.
+    interrupted : bool
+        Whether Ctrl-C ended the run.
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+        self.epoch: list[int] = []
+        self.losses: list[float] = []
+        self.interrupted = False
+
+    def append(self, epoch: int, logs: Logs) -> None:
+        """Add the values of one epoch."""
+        self.epoch.append(epoch)
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
+        return f"<History: {len(self.epoch)} epochs, {len(self.losses)} updates{last and ': ' + last}>"
+
+
+class _Monitor(Callback):
+    """Compares one of the logged values with the best so far."""
+
+    def __init__(self, monitor: str, min_delta: float, mode: str) -> None:
+        owner = type(self).__name__
+        if not isinstance(monitor, str):
+            raise TypeError(f"{owner}: monitor is {monitor!r}, expected the name of a logged value")
+        if mode not in ("min", "max"):
+            raise ValueError(f"{owner}: mode is {mode!r}, expected 'min' or 'max'")
+        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)):
+            raise TypeError(f"{owner}: min_delta is {min_delta!r}, expected a number")
+        if not 0 <= min_delta < math.inf:
+            raise ValueError(f"{owner}: min_delta is {min_delta}, expected a finite number >= 0")
+        self.monitor = monitor
+        self.min_delta = float(min_delta)
+        self.mode = mode
+        self._reset()
+
+    def _reset(self) -> None:
+        self.best = math.inf if self.mode == "min" else -math.inf
+
+    def on_train_begin(self, logs: Logs) -> None:
+        metrics = self.params["metrics"]
+        if self.monitor not in metrics:
+            hint = "; val_loss takes validation_data" if self.monitor == "val_loss" else ""
+            raise ValueError(
+                f"{type(self).__name__}: monitor is {self.monitor!r}, expected one of {list(metrics)}{hint}"
+            )
+        self._reset()
+
+    def _improves(self, value: float) -> bool:
+        """Whether `value` is better than the best by more than min_delta; then it is the best."""
+        gain = self.best - value if self.mode == "min" else value - self.best
+        if gain > self.min_delta:
+            self.best = value
+            return True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = float(state["best"])
+
+
+class EarlyStopping(_Monitor):
+    """Ends the run when a value has stopped improving.
+
+    Parameters
+    ----------
+    monitor
+        The logged value, ``"val_loss"`` or ``"loss"``.
+    patience
+        The epochs without improvement after which the run ends; 0 counts as 1, as in Keras.
+    min_delta
+        An improvement is one by more than this.
+    mode
+        ``"min"`` or ``"max"``: which way is better.
+    restore_best_weights
+        Whether the model gets the weights of the best epoch in the end, however the run ends.
+
+    Attributes
+    ----------
+    best : float
+        The best value so far.
+    best_epoch : int or None
+        Its epoch.
+    stopped_epoch : int or None
+        The last epoch, if this ended the run.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 0,
+        min_delta: float = 0.0,
+        *,
+        mode: str = "min",
+        restore_best_weights: bool = False,
+    ) -> None:
+        self.patience = as_size("EarlyStopping", "patience", patience, minimum=0)
+        self.restore_best_weights = bool(restore_best_weights)
+        super().__init__(monitor, min_delta, mode)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.best_epoch: int | None = None
+        self.stopped_epoch: int | None = None
+        self._waited = 0
+        self._weights: dict[str, Array] | None = None
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        self._waited += 1
+        if self._improves(logs[self.monitor]):
+            self.best_epoch = epoch
+            self._waited = 0
+            if self.restore_best_weights:
+                self._weights = self.model.state_dict()
+        elif self._waited >= self.patience:
+            self.stopped_epoch = epoch
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: Logs) -> None:
+        if self._weights is not None:
+            self.model.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "best_epoch": self.best_epoch,
+            "stopped_epoch": self.stopped_epoch,
+            "waited": self._waited,
+            "weights": self._weights,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.best_epoch, self.stopped_epoch = state["best_epoch"], state["stopped_epoch"]
+        self._waited = int(state["waited"])
+        self._weights = state["weights"] if self.restore_best_weights else None
+
+
+class ModelCheckpoint(_Monitor):
+    """Saves the model after each epoch, as ``model.save`` does, for `fastrnn.load`.
+
+    To go on with an interrupted run bit for bit, use the `checkpoint` argument of ``fit`` instead: a
+    saved model is only the weights.
+
+    Parameters
+    ----------
+    path
+        The file. It may hold ``{epoch}`` (from 1) and the names of logged values, with formats as for
+        ``str.format``: ``"m-{epoch:02d}-{val_loss:.3f}.safetensors"``.
+    monitor, mode
+        As for `EarlyStopping`; used with `save_best_only`.
+    save_best_only
+        Whether to save only after an epoch that is the best so far.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        *,
+        mode: str = "min",
+        save_best_only: bool = False,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.save_best_only = bool(save_best_only)
+        super().__init__(monitor, 0.0, mode)
+
+    def on_train_begin(self, logs: Logs) -> None:
+        if self.save_best_only:
+            super().on_train_begin(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        if not self.save_best_only or self._improves(logs[self.monitor]):
+            self.model.save(self.path.format(**{**logs, "epoch": epoch + 1}))
+
+
+class CSVLogger(Callback):
+    """Writes the logs of each epoch as a line of a CSV file: ``epoch,loss,val_loss``.
+
+    Each line is on its way to the disk when the next epoch begins; between epochs the file is closed.
+    A resumed run takes away the lines that were written after its checkpoint.
+
+    Parameters
+    ----------
+    path
+        The file.
+    append
+        Whether to add to what is there, without a second header line.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], append: bool = False) -> None:
+        self.path = os.fspath(path)
+        self.append = bool(append)
+
+    def on_train_begin(self, logs: Logs) -> None:
+        # "a" makes the file and fails now if it can't be written, but a resumed run keeps its lines.
+        with open(self.path, "a", encoding="utf-8") as file:
+            self._size = file.tell() if self.append else 0
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            file.truncate(self._size)
+            writer = csv.writer(file, lineterminator="\n")
+            if self._size == 0:
+                writer.writerow(["epoch", *logs])
+            writer.writerow([epoch, *map(repr, logs.values())])
+        self._size = os.path.getsize(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"size": self._size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._size = min(int(state["size"]), os.path.getsize(self.path))
+
+
+class LambdaCallback(Callback):
+    """Calls functions that were given by the name of their hook.
+
+    Examples
+    --------
+    >>> losses = []
+    >>> callback = LambdaCallback(on_epoch_end=lambda epoch, logs: losses.append(logs["loss"]))
+    """
+
+    def __init__(self, **hooks: Callable[..., Any]) -> None:
+        for name, function in hooks.items():
+            if not name.startswith("on_") or not hasattr(Callback, name):
+                known = [hook for hook in vars(Callback) if hook.startswith("on_")]
+                raise TypeError(f"LambdaCallback: {name!r} is no hook, expected one of {known}")
+            if not callable(function):
+                raise TypeError(f"LambdaCallback: {name} is {function!r}, expected a function")
+            setattr(self, name, function)

@@ -1,0 +1,798 @@
+"""Sequential: layers one after another, trained, evaluated, saved and loaded as one thing.
+
+Shape letters: ``N`` samples, ``T`` time steps, ``B`` batch rows, ``I`` input size, ``F`` output size.
+The public methods take samples first, ``(N, T, ...)``, as Keras does, whatever a layer's `batch_first`
+says; inside, everything is time-major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import losses, optimizers
+from .base import Array, Gradients, Layer, State, as_generator, as_size
+from .callbacks import Callback, History
+from .checkpoint import Path, TensorInfo, open_file, write_file
+from .layers import Dense, Dropout, Embedding, LastStep
+from .losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
+from .optimizers import Optimizer
+from .recurrent import GRU, LSTM, RNN, Recurrent
+from .training import CheckpointPlan, Run, Samples, TrainingDiverged, deferred_interrupt
+
+__all__ = ["ModelStream", "Sequential", "TrainingDiverged", "load"]
+
+#: What a file may ask for, and nothing else.
+_LAYERS: dict[str, type[Layer]] = {
+    layer.__name__: layer for layer in (RNN, LSTM, GRU, Embedding, Dense, Dropout, LastStep)
+}
+_GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+
+
+class Sequential(Layer):
+    """A stack of layers, each fed with the output of the one before.
+
+    Parameters
+    ----------
+    layers
+        At least one, all of one dtype. The first is an `Embedding`, which takes token ids, or takes real
+        input. With a `LastStep` among them the model gives one output a sequence (many-to-one),
+        otherwise one a step (many-to-many).
+    rng
+        Seed or generator for shuffling. The layers have their own.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+    parameters : mapping of str to ndarray
+        The live arrays, under names such as ``"1.weight_ih_l0"``, as in ``torch.nn.Sequential``.
+    metadata : dict
+        JSON values, free for use, that `save` and `load` carry along.
+    stop_training : bool
+        A callback sets it to end `fit` after the current epoch.
+
+    Examples
+    --------
+    The sign of a sum, from sequences of different lengths:
+
+    >>> rng = np.random.default_rng(0)
+    >>> x, lengths = rng.normal(size=(64, 10, 1)), rng.integers(1, 11, 64)
+    >>> y = np.array([row[:length].sum() > 0 for row, length in zip(x, lengths)], int)
+    >>> model = Sequential([GRU(1, 8, rng=1), LastStep(), Dense(8, 2, activation="softmax", rng=2)], rng=3)
+    >>> model.compile("adam", "sparse_categorical_crossentropy", clip_norm=1.0)
+    >>> history = model.fit(x, y, lengths=lengths, epochs=2, verbose=0)
+    >>> len(history.history["loss"]), model.predict(x, lengths=lengths).shape
+    (2, (64, 2))
+    """
+
+    def __init__(self, layers: Iterable[Layer], *, rng: int | np.random.Generator | None = None) -> None:
+        self.layers = tuple(layers)
+        self.rng = as_generator("Sequential", rng)
+        _check_layers(self.layers)
+        self.dtype = _common_dtype(self.layers)
+        self._parameters = {
+            f"{index}.{name}": value
+            for index, layer in enumerate(self.layers)
+            for name, value in layer.parameters.items()
+        }
+        self.metadata: dict[str, Any] = {}
+        self.stop_training = False
+        self._optimizer: Optimizer | None = None
+        self._loss: Loss | None = None
+        self._clip_norm: float | None = None
+        self._clip_value: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Sequential([{', '.join(type(layer).__name__ for layer in self.layers)}])"
+
+    # ------------------------------------------------------------------------ forward and backward
+
+    @property
+    def _per_step(self) -> bool:
+        return not any(isinstance(layer, LastStep) for layer in self.layers)
+
+    @property
+    def _unit(self) -> str:
+        """What one step of one sample is."""
+        return "token" if isinstance(self.layers[0], Embedding) else "step"
+
+    @property
+    def _fused(self) -> bool:
+        """Whether the loss takes the last layer's logits, and the softmax with them."""
+        last = self.layers[-1]
+        return (
+            isinstance(last, Dense)
+            and last.activation == "softmax"
+            and isinstance(self._loss, (CategoricalCrossentropy, SparseCategoricalCrossentropy))
+        )
+
+    def _as_input(self, x: Array) -> Array:
+        """Time-major x as the first layer's underscore methods want it."""
+        if isinstance(self.layers[0], Embedding):
+            return x
+        if x.dtype.kind not in "fiub":
+            raise TypeError(f"Sequential: x has dtype {x.dtype}, expected a real dtype")
+        if x.ndim != 3:
+            raise ValueError(f"Sequential: x has {x.ndim} dimensions, expected (N, T, I)")
+        return np.ascontiguousarray(x, self.dtype)
+
+    def _infer(
+        self, x: Array, state: State, lengths: Array | None, *, logits: bool = False
+    ) -> tuple[Array, State]:
+        x = self._as_input(x)
+        states: list[State] = []
+        for layer, initial in zip(self.layers, state or [None] * len(self.layers), strict=True):
+            _check_width(layer, x)
+            if logits and layer is self.layers[-1]:
+                (x, _), final = layer._forward_logits(x), None  # type: ignore[attr-defined]
+            else:
+                x, final = layer._infer(x, initial, lengths)
+            states.append(final)
+            if isinstance(layer, LastStep):
+                lengths = None
+        return x, states
+
+    def _forward(
+        self, x: Array, state: State, lengths: Array | None, *, logits: bool = False
+    ) -> tuple[Array, State, Any]:
+        x = self._as_input(x)
+        states: list[State] = []
+        tapes: list[Any] = []
+        for layer, initial in zip(self.layers, state or [None] * len(self.layers), strict=True):
+            _check_width(layer, x)
+            if logits and layer is self.layers[-1]:
+                (x, tape), final = layer._forward_logits(x), None  # type: ignore[attr-defined]
+            else:
+                x, final, tape = layer._forward(x, initial, lengths)
+            states.append(final)
+            tapes.append(tape)
+            if isinstance(layer, LastStep):
+                lengths = None
+        return x, states, tapes
+
+    def _backward(self, tape: Any, dy: Array, dstate: State, *, logits: bool = False) -> Gradients:
+        """`tape` is used up: each layer's part is let go as soon as it has been read."""
+        dx: Array | None = dy
+        dstates: list[State] = []
+        parameters: dict[str, Array] = {}
+        for index in reversed(range(len(self.layers))):
+            layer = self.layers[index]
+            assert dx is not None  # only an Embedding has no dx, and it is the first
+            if logits and layer is self.layers[-1]:
+                gradients = layer._backward_logits(tape.pop(), dx)  # type: ignore[attr-defined]
+            else:
+                gradients = layer._backward(tape.pop(), dx, dstate[index] if dstate else None)
+            dx = gradients.x
+            dstates.append(gradients.state)
+            parameters |= {f"{index}.{name}": value for name, value in gradients.parameters.items()}
+        return Gradients(dx, dstates[::-1], parameters)
+
+    # -------------------------------------------------------------------------------------- training
+
+    def compile(
+        self,
+        optimizer: str | Optimizer = "adam",
+        loss: str | Loss | None = None,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        """Choose how the model is trained.
+
+        Parameters
+        ----------
+        optimizer
+            Of `fastrnn.optimizers`, or its name: ``"sgd"``, ``"rmsprop"``, ``"adam"``, ``"adamw"``.
+        loss
+            Of `fastrnn.losses`, or its name: ``"mse"``, ``"categorical_crossentropy"`` (y is one-hot) or
+            ``"sparse_categorical_crossentropy"`` (y is class numbers). A cross-entropy after
+            ``Dense(activation="softmax")`` is computed from the logits, exactly.
+        clip_norm
+            The largest norm of all gradients together; larger ones are scaled down.
+        clip_value
+            The largest magnitude of each element of the gradients. Only one of the two may be given.
+        """
+        if loss is None:
+            raise TypeError("compile: loss is missing, expected a Loss or its name")
+        if clip_norm is not None and clip_value is not None:
+            raise ValueError("compile: clip_norm and clip_value are both given, expected one of them")
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None:
+                _check_limit(name, limit)
+        self._optimizer, self._loss = optimizers.get(optimizer), losses.get(loss)
+        self._clip_norm, self._clip_value = clip_norm, clip_value
+        if self._fused and getattr(self._loss, "from_logits", False):
+            raise ValueError("compile: the loss has from_logits, but the last layer has a softmax already")
+
+    def _compiled(self, owner: str) -> tuple[Optimizer, Loss]:
+        if self._optimizer is None or self._loss is None:
+            raise RuntimeError(f"{owner}: the model has no loss yet, call compile first")
+        loss: Any = self._loss
+        return self._optimizer, loss.with_logits() if self._fused else loss
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """What `compile` chose; its `learning_rate` may be set at any time."""
+        return self._optimizer
+
+    def _update(
+        self, x: Array, y: Array, state: State, weight: Array | None, lengths: Array | None = None
+    ) -> tuple[float, State, float]:
+        """One update from time-major arrays: (loss, final states, norm of the gradient before clipping)."""
+        optimizer, loss = self._compiled("fit")
+        with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is dealt with below
+            y_pred, state, tape = self._forward(x, state, lengths, logits=self._fused)
+            value, dy = loss.value_and_gradient(y_pred, y, weight)
+            del y_pred
+            gradients = self._backward(tape, dy, None, logits=self._fused).parameters
+            norm = optimizers.global_norm(gradients)
+        if not (np.isfinite(value) and np.isfinite(norm)):
+            raise TrainingDiverged(
+                f"update {optimizer.iterations + 1} has loss {value} and gradient norm {norm}; "
+                "the weights are those before it"
+            )
+        if self._clip_norm is not None:
+            optimizers.clip_by_global_norm(gradients, self._clip_norm)
+        elif self._clip_value is not None:
+            optimizers.clip_by_value(gradients, self._clip_value)
+        with deferred_interrupt():  # no parameter may be one update ahead of another
+            optimizer.step(self._parameters, gradients)
+        return value, state, norm
+
+    def fit(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: Sequence[ArrayLike] | None = None,
+        callbacks: Iterable[Callback] = (),
+        lengths: ArrayLike | None = None,
+        shuffle: bool = True,
+        truncate: int | None = None,
+        verbose: int = 1,
+        checkpoint: Path | None = None,
+        checkpoint_every: int | timedelta | None = None,
+        resume: bool = False,
+    ) -> History:
+        """Train the model.
+
+        Parameters
+        ----------
+        x
+            Token ids (N, T) if the first layer is an `Embedding`, else real (N, T, I).
+        y
+            The targets of each step, (N, T) class numbers or (N, T, F); with a `LastStep` in the model those
+            of each sequence, (N,) or (N, F).
+        epochs
+            How often all samples are seen, those of the run that is resumed included.
+        batch_size
+            B, samples in a batch; the last batch of an epoch may have fewer.
+        validation_data
+            ``(x, y)`` or ``(x, y, lengths)``, evaluated after every epoch.
+        callbacks
+            See `fastrnn.callbacks`.
+        lengths
+            Integers (N,): how many of each sample's steps are real. The others have no part in the loss.
+        shuffle
+            Whether each epoch has its own order of the samples.
+        truncate
+            K for truncated backpropagation through time: the steps of a batch are cut into chunks of K, with
+            one update each. The states, but no gradients, are carried from chunk to chunk; each batch
+            begins with states of zero. To train on one long text, make it B rows (N = B), with
+            ``batch_size=B, shuffle=False``. Takes one output a step and one direction.
+        verbose
+            0 is silent, 1 shows a bar for each epoch, 2 a line for each epoch.
+        checkpoint
+            A file that gets all that the run depends on at the beginning and after each epoch, each time
+            atomically: a process killed at any moment leaves a whole one.
+        checkpoint_every
+            Write it also after so many updates (int) or so much time (`datetime.timedelta`).
+        resume
+            Go on from the checkpoint if there is one, else from the beginning. Model, data and options must
+            be those of the first call; the weights then have the same bits as without the stop,
+            provided that BLAS gives the same bits again (one thread, same machine).
+
+        Returns
+        -------
+        History
+            The losses: ``history.history["loss"]`` and ``["val_loss"]`` for each epoch, ``history.losses``
+            for each update. The weights are the last ones, except after Ctrl-C.
+
+        Raises
+        ------
+        TrainingDiverged
+            A FloatingPointError: the loss or the gradient of an update is NaN or infinite. The message has
+            the step and the gradient's norm; the weights are those before that update.
+        ValueError, TypeError
+            For wrong arguments, or a checkpoint of another run, before anything is trained.
+
+        Notes
+        -----
+        Ctrl-C ends the run as soon as the kernel that is running returns: the model gets the best weights
+        so far (lowest validation loss, without validation data lowest training loss), a line on stderr
+        says so, and the history is returned with ``interrupted`` True. Before the end of the first epoch
+        the weights are those of the last update. The checkpoint stays as it was last written.
+
+        An epoch's loss is the mean over its updates, made with weights that were changing, weighted by
+        the number of real targets.
+        """
+        self._compiled("fit")
+        plan = CheckpointPlan(checkpoint, checkpoint_every, bool(resume))
+        truncate = self._as_truncate("fit", truncate)
+        samples = self._as_samples("fit", x, y, lengths)
+        validation = None
+        if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+                raise TypeError("fit: validation_data is not (x, y) or (x, y, lengths)")
+            validation = self._as_samples("fit: validation_data", *validation_data)
+        if verbose not in (0, 1, 2):
+            raise ValueError(f"fit: verbose is {verbose!r}, expected 0, 1 or 2")
+        run = Run(
+            self,
+            samples,
+            validation,
+            epochs=epochs,
+            batch_size=batch_size,
+            callbacks=callbacks,
+            shuffle=shuffle,
+            truncate=truncate,
+            verbose=int(verbose),
+            checkpoint=plan,
+        )
+        return run.run()
+
+    def train_on_batch(self, x: ArrayLike, y: ArrayLike, *, lengths: ArrayLike | None = None) -> float:
+        """One update; the loss before it. Arguments and errors as for `fit`."""
+        self._compiled("train_on_batch")
+        samples = self._as_samples("train_on_batch", x, y, lengths)
+        (chunk,) = samples.chunks(slice(None), None)
+        assert chunk.y is not None
+        return self._update(chunk.x, chunk.y, None, chunk.weight, chunk.lengths)[0]
+
+    def evaluate(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        batch_size: int = 32,
+        lengths: ArrayLike | None = None,
+        truncate: int | None = None,
+    ) -> float:
+        """The mean loss over all real targets; nothing is dropped out.
+
+        `truncate` changes the memory it takes, not the result: the states are carried from chunk to
+        chunk. Arguments and errors as for `fit`.
+        """
+        self._compiled("evaluate")
+        truncate = self._as_truncate("evaluate", truncate)
+        samples = self._as_samples("evaluate", x, y, lengths)
+        return self._evaluate(samples, as_size("evaluate", "batch_size", batch_size), truncate)
+
+    def _evaluate(self, samples: Samples, batch_size: int, truncate: int | None) -> float:
+        _, loss = self._compiled("evaluate")
+        total = 0.0
+        for first in range(0, len(samples), batch_size):
+            state = None
+            for chunk in samples.chunks(slice(first, first + batch_size), truncate):
+                if chunk.targets:
+                    assert chunk.y is not None
+                    y_pred, state = self._infer(chunk.x, state, chunk.lengths, logits=self._fused)
+                    total += loss(y_pred, chunk.y, chunk.weight) * chunk.targets
+        return total / samples.count
+
+    def predict(
+        self,
+        x: ArrayLike,
+        *,
+        batch_size: int = 32,
+        lengths: ArrayLike | None = None,
+        truncate: int | None = None,
+    ) -> Array:
+        """The model's output, (N, T, F), or (N, F) with a `LastStep` in it.
+
+        The outputs of steps past a row's length are those of the later layers for an input of zeros.
+        Arguments and errors as for `evaluate`; safe from many threads at once.
+        """
+        batch_size = as_size("predict", "batch_size", batch_size)
+        truncate = self._as_truncate("predict", truncate)
+        samples = Samples("predict", x, None, lengths, self._per_step)
+        outputs = []
+        for first in range(0, max(len(samples), 1), batch_size):
+            state, parts = None, []
+            for chunk in samples.chunks(slice(first, first + batch_size), truncate):
+                y, state = self._infer(chunk.x, state, chunk.lengths)
+                parts.append(y)
+            outputs.append(np.concatenate(parts).swapaxes(0, 1) if self._per_step else parts[0])
+        return np.concatenate(outputs)
+
+    def _as_truncate(self, owner: str, truncate: int | None) -> int | None:
+        if truncate is None:
+            return None
+        if not self._per_step:
+            raise ValueError(f"{owner}: truncate takes one output a step, but the model has a LastStep")
+        if any(getattr(layer, "bidirectional", False) for layer in self.layers):
+            raise ValueError(
+                f"{owner}: truncate takes one direction, but a layer is bidirectional: it needs all steps"
+            )
+        return as_size(owner, "truncate", truncate)
+
+    def _as_samples(
+        self, owner: str, x: ArrayLike, y: ArrayLike, lengths: ArrayLike | None = None
+    ) -> Samples:
+        samples = Samples(owner, x, y, lengths, self._per_step)
+        assert samples.y is not None
+        leading = samples.x.shape[: 2 if self._per_step else 1]
+        known = isinstance(self._loss, (losses.MeanSquaredError, CategoricalCrossentropy))
+        sparse = isinstance(self._loss, SparseCategoricalCrossentropy)
+        ndim = len(leading) + (0 if sparse else 1) if known or sparse else samples.y.ndim
+        shape = samples.y.shape
+        if shape[: len(leading)] == leading and len(shape) == ndim:
+            return samples
+        letters = ("(N, T" if self._per_step else "(N") + (",)" if sparse else ", F)")
+        expected = letters.replace("T,)", "T)") + f" with {'(N, T)' if self._per_step else 'N'} = {leading}"
+        hint = ""
+        if self._per_step and shape[:1] == leading[:1] and len(shape) == ndim - 1:
+            hint = "; for one target a sequence put a LastStep() after the model's last recurrent layer"
+        elif not self._per_step and len(shape) == ndim + 1:
+            hint = "; for targets of each step leave the LastStep out of the model"
+        if known and len(shape) == len(leading) and samples.y.dtype.kind in "iu":
+            hint += "; for class numbers use the loss 'sparse_categorical_crossentropy'"
+        raise ValueError(f"{owner}: y has shape {shape}, expected {expected}{hint}")
+
+    # ------------------------------------------------------------------------------------- streaming
+
+    def stream(self, batch_size: int = 1) -> ModelStream:
+        """Run the model one step at a time, the state kept between the steps.
+
+        ValueError if that can't be: with a `LastStep`, or a bidirectional layer.
+
+        Examples
+        --------
+        >>> model = Sequential([Embedding(5, 3, rng=0), RNN(3, 4, rng=1), Dense(4, 5, rng=2)])
+        >>> stream = model.stream()
+        >>> y = [stream.step(token)[0] for token in ([1], [4])]
+        >>> bool(np.allclose(y[-1], model.predict([[1, 4]])[0, -1]))
+        True
+        """
+        return ModelStream(self, batch_size)
+
+    # ---------------------------------------------------------------------------------------- saving
+
+    def summary(self) -> None:
+        """Print the layers, their parameters and how many numbers these hold."""
+        print(f"{'':3} {'layer':12} {'parameters':>12}  options")
+        for index, layer in enumerate(self.layers):
+            size = sum(value.size for value in layer.parameters.values())
+            options = ", ".join(f"{name}={value}" for name, value in layer.config().items())
+            print(f"{index:3} {type(layer).__name__:12} {size:12,}  {options}")
+        size = sum(value.size for value in self._parameters.values())
+        print(f"{size:,} parameters, {sum(value.nbytes for value in self._parameters.values()):,} bytes")
+
+    def config(self) -> dict[str, Any]:
+        """The layers, with the options that rebuild them, as JSON values."""
+        return {
+            "layers": [{"class": type(layer).__name__, "config": layer.config()} for layer in self.layers]
+        }
+
+    def _describe(self) -> dict[str, Any]:
+        """`config`, and what `compile` was told."""
+        if self._optimizer is None or self._loss is None:
+            return {**self.config(), "compile": None}
+        options = {
+            "optimizer": self._optimizer.config(),
+            "loss": self._loss.config(),
+            "clip_norm": self._clip_norm,
+            "clip_value": self._clip_value,
+        }
+        return {**self.config(), "compile": options}
+
+    def _generators(self) -> list[np.random.Generator]:
+        """All random generators, the model's own first."""
+        layers = [getattr(layer, "rng", None) for layer in self.layers]
+        return [self.rng, *(rng for rng in layers if rng is not None)]
+
+    def save(self, path: Path, *, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write architecture, weights and compile options to a safetensors file, atomically.
+
+        The same model gives the same bytes. What the optimizer has learnt isn't saved; for that
+        there is the `checkpoint` argument of `fit`.
+
+        Parameters
+        ----------
+        path
+            The file.
+        metadata
+            JSON values to keep in the file, a tokenizer's say; they become ``model.metadata``.
+
+        Raises
+        ------
+        TypeError
+            If a layer isn't one of this library's own, or metadata aren't JSON.
+        """
+        for index, layer in enumerate(self.layers):
+            if _LAYERS.get(type(layer).__name__) is not type(layer):
+                raise TypeError(
+                    f"save: layer {index} is {type(layer).__name__}, expected one of {list(_LAYERS)}"
+                )
+        if metadata is not None:
+            self.metadata = dict(metadata)
+        document = {**self._describe(), "metadata": self.metadata, "parameters": self._parameters}
+        write_file(path, "model", document)
+
+
+def _check_layers(layers: tuple[Layer, ...]) -> None:
+    """Each must be a layer that can stand where it stands, and take the width that the one before gives."""
+    if not layers:
+        raise ValueError("Sequential: layers is empty, expected at least one")
+    width: int | None = None
+    for index, layer in enumerate(layers):
+        where = f"Sequential: layers[{index}] is {type(layer).__name__}"
+        before = layers[:index]
+        if not isinstance(layer, Layer) or isinstance(layer, Sequential):
+            raise TypeError(f"{where}, expected a layer")
+        if any(layer is other for other in before):
+            raise ValueError(f"{where} and in the list already, expected separate layers")
+        if index and isinstance(layer, Embedding):
+            raise ValueError(f"{where}, which can only be the first")
+        if isinstance(layer, (Recurrent, LastStep)) and any(isinstance(other, LastStep) for other in before):
+            raise ValueError(f"{where}, which takes a sequence, but there is a LastStep before it")
+        size = getattr(layer, "input_size", width)
+        if width is not None and size != width:
+            raise ValueError(f"{where} with input_size {size}, expected {width}, the width of its input")
+        width = _output_width(layer, size)
+
+
+def _output_width(layer: Layer, width: int | None) -> int | None:
+    """The size of the last axis of the output, None if unknown."""
+    if isinstance(layer, (Dropout, LastStep)):
+        return width
+    for name in ("output_size", "units", "output_dim"):
+        if hasattr(layer, name):
+            return int(getattr(layer, name))
+    return None
+
+
+def _check_width(layer: Layer, x: Array) -> None:
+    """The underscore methods of a recurrent layer trust the width of x."""
+    size = getattr(layer, "input_size", None)
+    if size is not None and x.shape[-1] != size:
+        raise ValueError(
+            f"{type(layer).__name__}: x has {x.shape[-1]} features, expected input_size = {size}"
+        )
+
+
+def _common_dtype(layers: tuple[Layer, ...]) -> np.dtype[Any]:
+    """The dtype of all parameters."""
+    dtypes = {str(index): layer.dtype for index, layer in enumerate(layers) if layer.parameters}
+    if len(set(dtypes.values())) > 1:
+        described = ", ".join(f"{dtype} (layer {index})" for index, dtype in dtypes.items())
+        raise ValueError(f"Sequential: the layers have the dtypes {described}, expected one for all")
+    return next(iter(dtypes.values()), np.dtype(np.float32))
+
+
+def _check_limit(name: str, limit: Any) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+        raise TypeError(f"compile: {name} is {limit!r}, expected a number")
+    if not 0 < limit < np.inf:
+        raise ValueError(f"compile: {name} is {limit}, expected a finite number > 0")
+
+
+class ModelStream:
+    """A model that is fed one step at a time; made by `Sequential.stream`."""
+
+    def __init__(self, model: Sequential, batch_size: int) -> None:
+        self.batch_size = as_size("stream", "batch_size", batch_size)
+        self._takes_ids = isinstance(model.layers[0], Embedding)
+        self._dtype = model.dtype
+        self._streams: list[Any] = []  # of each layer, None if it has no state
+        self._steps: list[_Step] = []
+        if not model._per_step:
+            raise ValueError("stream: the model has a LastStep, which needs the whole sequence")
+        for layer in model.layers:
+            stream: Any = layer.stream(batch_size) if hasattr(layer, "stream") else None
+            self._streams.append(stream)
+            self._steps.append(_Step(layer) if stream is None else stream.step)
+
+    def step(self, x_t: ArrayLike) -> Array:
+        """The output of one step.
+
+        Parameters
+        ----------
+        x_t
+            Token ids (B,), or real (B, I); with a batch size of 1 also a single id, or (I,).
+
+        Returns
+        -------
+        ndarray
+            (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
+        """
+        x = np.asarray(x_t) if self._takes_ids else np.asarray(x_t, self._dtype)
+        ndim = 1 if self._takes_ids else 2
+        unbatched = self.batch_size == 1 and x.ndim == ndim - 1
+        if unbatched:
+            x = x[np.newaxis]
+        if x.ndim != ndim or len(x) != self.batch_size:
+            letters = "(B,)" if self._takes_ids else "(B, I)"
+            raise ValueError(
+                f"stream: x_t has shape {x.shape}, expected {letters} with B = {self.batch_size}"
+            )
+        for step in self._steps:
+            x = step(x)
+        return x[0] if unbatched else x
+
+    @property
+    def state(self) -> list[State]:
+        """The state of each layer, None for those without one."""
+        return [None if stream is None else stream.state for stream in self._streams]
+
+    @state.setter
+    def state(self, states: Sequence[State]) -> None:
+        for stream, state in zip(self._streams, states, strict=True):
+            if stream is not None:
+                stream.state = state
+
+    def reset(self, rows: ArrayLike | None = None) -> None:
+        """Back to the state of zeros: all rows, or those with these indices."""
+        for stream in self._streams:
+            if stream is not None:
+                stream.reset(rows)
+
+
+class _Step:
+    """One step of a stateless layer, into the same memory each time."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer: Any = layer
+        self._out: Array | None = None
+
+    def __call__(self, x_t: Array) -> Array:
+        if isinstance(self._layer, Dropout):
+            return x_t
+        self._out = self._layer._step(x_t, self._out)
+        return self._out
+
+
+# --------------------------------------------------------------------------------------------- loading
+
+
+def load(path: Path, *, rng: int | np.random.Generator | None = None) -> Sequential:
+    """Read a model that ``model.save`` wrote.
+
+    Nothing in the file is executed, and it is checked from end to end, sizes before memory is
+    taken: damage, another format, or options and weights that do not fit are a ValueError.
+
+    Parameters
+    ----------
+    path
+        The file.
+    rng
+        Seed or generator of the model and its layers, for shuffling and dropout in further training.
+
+    Returns
+    -------
+    Sequential
+        With the weights, dtype, metadata and compile options that were saved.
+
+    Raises
+    ------
+    ValueError
+        Names the file and the fault.
+    FileNotFoundError
+        If there is none.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "m.safetensors")
+    >>> model = Sequential([Embedding(5, 3), RNN(3, 4), Dense(4, 5)])
+    >>> model.save(path, metadata={"text": "abc"})
+    >>> load(path).metadata
+    {'text': 'abc'}
+    """
+    generator = as_generator("load", rng)
+    with open_file(path, "model") as file:
+        document = file.document
+        if not isinstance(document, dict) or set(document) != {"layers", "compile", "metadata", "parameters"}:
+            raise ValueError("the document is not that of a model")
+        if not isinstance(document["metadata"], dict):
+            raise ValueError("the metadata are not an object")
+        model = Sequential(_build_layers(document["layers"], file.tensors, generator), rng=generator)
+        _compare(model.parameters, file.tensors)
+        _compile(model, document["compile"])
+        content = file.read_document()
+        model.metadata = content["metadata"]
+        model.load_state_dict(content["parameters"])
+    return model
+
+
+def _build_layers(
+    entries: Any, tensors: Mapping[str, TensorInfo], generator: np.random.Generator
+) -> list[Layer]:
+    """The layers of the file, if its tensors are large enough for them."""
+    if not isinstance(entries, list):
+        raise ValueError("the layers are not a list")
+    present = np.zeros(len(entries), object)  # exact, however large
+    for name, info in tensors.items():
+        prefix, _, rest = name.removeprefix("parameters/").partition(".")
+        index = int(prefix) if prefix.isascii() and prefix.isdigit() and len(prefix) < 9 else len(entries)
+        if not rest or index >= len(entries):
+            raise ValueError(f"tensor {name[:80]!r} belongs to no layer")
+        present[index] += (info.end - info.begin) // info.dtype.itemsize
+    layers = []
+    for index, entry in enumerate(entries):
+        try:
+            layers.append(_build_layer(entry, present[index], generator))
+        except (ValueError, TypeError) as fault:
+            raise ValueError(f"layer {index}: {fault}") from fault
+    return layers
+
+
+def _build_layer(entry: Any, present: int, generator: np.random.Generator) -> Layer:
+    if not isinstance(entry, dict) or entry.keys() != {"class", "config"}:
+        raise ValueError("the entry does not have a class and a config")
+    name, config = entry["class"], entry["config"]
+    if not isinstance(name, str) or name not in _LAYERS:
+        raise ValueError(f"the class is {str(name)[:80]!r}, expected one of {list(_LAYERS)}")
+    layer = _LAYERS[name]
+    if not isinstance(config, dict) or not set(config) <= set(layer._options):
+        raise ValueError(f"the config of {name} is not an object with the keys {list(layer._options)}")
+    needed = _fewest_numbers(name, config)
+    if needed > present:
+        raise ValueError(f"{name} has at least {needed} weights, but the file holds {present} for it")
+    options: dict[str, Any] = dict(config)
+    if name != "LastStep":
+        options["rng"] = generator
+    return layer(**options)
+
+
+def _fewest_numbers(name: str, config: Mapping[str, Any]) -> int:
+    """How many numbers the weight matrices of such a layer hold; with biases they are at most twice that."""
+
+    def size(key: str, default: int = 0) -> int:
+        value = config.get(key, default)
+        return value if isinstance(value, int) and value > 0 else 0  # the layer rejects the others
+
+    if name == "Embedding":
+        return size("input_dim") * size("output_dim")
+    if name == "Dense":
+        return size("input_size") * size("units")
+    if name not in _GATES:
+        return 0
+    D = 2 if config.get("bidirectional") else 1
+    H, L = size("hidden_size"), size("num_layers", 1)
+    P = size("proj_size") or H
+    return D * _GATES[name] * H * (size("input_size") + P + (L - 1) * (D * P + P))
+
+
+def _compare(parameters: Mapping[str, Array], tensors: Mapping[str, TensorInfo]) -> None:
+    """The tensors must be the parameters, in name, shape and dtype."""
+    expected = {f"parameters/{name}": value for name, value in parameters.items()}
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in expected or name not in tensors:
+            raise ValueError(f"tensor {name[:80]!r} is {'unexpected' if name in tensors else 'missing'}")
+        want, have = expected[name], tensors[name]
+        if have.shape != want.shape or have.dtype.newbyteorder("=") != want.dtype:
+            raise ValueError(
+                f"tensor {name!r} is {have.dtype} {have.shape}, expected {want.dtype} {want.shape}"
+            )
+
+
+def _compile(model: Sequential, options: Any) -> None:
+    if options is None:
+        return
+    if not isinstance(options, dict) or options.keys() != {"optimizer", "loss", "clip_norm", "clip_value"}:
+        raise ValueError("the compile options do not have the right keys")
+    if not isinstance(options["optimizer"], dict) or not isinstance(options["loss"], dict):
+        raise ValueError("the optimizer and the loss are not objects")
+    model.compile(
+        optimizers.from_config(options["optimizer"]),
+        losses.from_config(options["loss"]),
+        clip_norm=options["clip_norm"],
+        clip_value=options["clip_value"],
+    )
