@@ -1,0 +1,47 @@
+"""fastrnn: RNN, LSTM and GRU layers for the CPU, forward and backward, in a small package.
+
+    layers      RNN, LSTM, GRU; Embedding, Dense, Dropout, LastStep
+    training    Sequential, losses, optimizers, schedules, callbacks, load
+    text        text (tokenizers), generate
+    functional  one layer, one direction, over plain arrays; reference: the same in NumPy
+    diagnostics gradient_flow: what vanishes and what explodes
+    settings    set_num_threads, get_num_threads, show_config
+
+Shape letters in all documentation: T time steps, B batch rows, I input size, H hidden size,
+P projection size, L layers, D directions, G gate rows (H, 3H or 4H).
+"""
+
+from . import callbacks, diagnostics, functional, losses, optimizers, reference, schedules, text
+from .base import Gradients
+from .generation import generate
+from .layers import Dense, Dropout, Embedding, LastStep
+from .model import Sequential, load
+from .recurrent import GRU, LSTM, RNN
+from .settings import get_num_threads, set_num_threads, show_config
+from .version import __version__
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Dense",
+    "Dropout",
+    "Embedding",
+    "Gradients",
+    "LastStep",
+    "Sequential",
+    "__version__",
+    "callbacks",
+    "diagnostics",
+    "functional",
+    "generate",
+    "get_num_threads",
+    "load",
+    "losses",
+    "optimizers",
+    "reference",
+    "schedules",
+    "set_num_threads",
+    "show_config",
+    "text",
+]
