@@ -97,8 +97,8 @@ def rnn(
     >>> y.shape, h_n.shape
     ((5, 2, 4), (2, 4))
     """
-    y, state, _ = _run("rnn", _rnn_cell(nonlinearity), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
-                       lengths, reverse, keep=False)  # fmt: skip
+    given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    y, state, _ = _run("rnn", _rnn_cell(nonlinearity), x, state, given, lengths, reverse, keep=False)
     return y, state
 
 
@@ -114,9 +114,9 @@ def rnn_forward(
     lengths: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
-    """As `rnn`, and the tape for `rnn_backward`. Keeps T*B*H numbers beside x and y."""
-    return _run("rnn", _rnn_cell(nonlinearity), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
-                lengths, reverse, keep=True)  # fmt: skip
+    """As `rnn`, and the tape for `rnn_backward`. Keeps nothing beside x and y."""
+    given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    return _run("rnn", _rnn_cell(nonlinearity), x, state, given, lengths, reverse, keep=True)
 
 
 def rnn_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -185,8 +185,8 @@ def lstm(
     >>> y.shape, c_n.shape
     ((5, 2, 4), (2, 4))
     """
-    y, state, _ = _run("lstm", CELLS["lstm"], x, state, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr),
-                       lengths, reverse, keep=False)  # fmt: skip
+    given = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    y, state, _ = _run("lstm", CELLS["lstm"], x, state, given, lengths, reverse, keep=False)
     return y, state
 
 
@@ -203,8 +203,8 @@ def lstm_forward(
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array], Tape]:
     """As `lstm`, and the tape for `lstm_backward`. Keeps 5*T*B*H numbers beside x and y."""
-    return _run("lstm", CELLS["lstm"], x, state, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr),
-                lengths, reverse, keep=True)  # fmt: skip
+    given = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    return _run("lstm", CELLS["lstm"], x, state, given, lengths, reverse, keep=True)
 
 
 def lstm_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -275,8 +275,8 @@ def gru(
     >>> y.shape, h_n.shape
     ((5, 2, 4), (2, 4))
     """
-    y, state, _ = _run("gru", _gru_cell(reset_after), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
-                       lengths, reverse, keep=False)  # fmt: skip
+    given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    y, state, _ = _run("gru", _gru_cell(reset_after), x, state, given, lengths, reverse, keep=False)
     return y, state
 
 
@@ -292,9 +292,12 @@ def gru_forward(
     lengths: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
-    """As `gru`, and the tape for `gru_backward`. Keeps 4*T*B*H numbers (3*T*B*H with the reset before) beside x and y."""
-    return _run("gru", _gru_cell(reset_after), x, state, (weight_ih, weight_hh, bias_ih, bias_hh, None),
-                lengths, reverse, keep=True)  # fmt: skip
+    """As `gru`, and the tape for `gru_backward`.
+
+    Keeps 4*T*B*H numbers (3*T*B*H with the reset before) beside x and y.
+    """
+    given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    return _run("gru", _gru_cell(reset_after), x, state, given, lengths, reverse, keep=True)
 
 
 def gru_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:

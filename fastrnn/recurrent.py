@@ -110,7 +110,8 @@ class Recurrent(Layer):
 
     def _weights(self, layer: int, direction: int) -> Weights:
         names = self._names(layer, direction)
-        return Weights(*(self._parameters[names[f]] if f in names else None for f in Weights._fields))  # type: ignore[arg-type]
+        arrays: list[Any] = [self._parameters.get(names.get(field, "")) for field in Weights._fields]
+        return Weights(*arrays)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.config().items())
@@ -151,8 +152,9 @@ class Recurrent(Layer):
 
         The tape refers to x (unless it had to be cast or copied) and to the parameters: change neither
         before backward has run. For that reason y is read-only. Beside x and y the tape keeps, per layer
-        and direction and row-step: RNN nothing, LSTM 5*H, GRU 4*H numbers (3*H with the reset before),
-        and with dropout one byte per input of the layers above the first.
+        and direction and row-step: RNN nothing (H if bidirectional), LSTM 5*H, GRU 4*H numbers (3*H with
+        the reset before); and the outputs of all layers below the top, with a byte for each number of
+        them where there is dropout.
         """
         x, state, lengths, batched = self._accept(x, state, lengths)
         y, state, tape = self._forward(x, state, lengths)
@@ -221,7 +223,8 @@ class Recurrent(Layer):
         check_ndim(owner, "x", x, batch, "(T, I)")
         if x.shape[-1] != self.input_size:
             raise ValueError(
-                f"{owner}: x has shape {x.shape}, expected {batch} or (T, I) with I = input_size = {self.input_size}"
+                f"{owner}: x has shape {x.shape}, "
+                f"expected {batch} or (T, I) with I = input_size = {self.input_size}"
             )
         batched = x.ndim == 3
         if not batched:
@@ -254,16 +257,16 @@ class Recurrent(Layer):
     ) -> Array:
         if part is None:
             return np.zeros((count, B, width), self.dtype)
-        part = as_array(owner, name, part, self.dtype)
+        array = as_array(owner, name, part, self.dtype)
         if batched:
-            check_shape(owner, name, part, "(L*D, B, H)", (count, B, width))
-            return part
-        check_shape(owner, name, part, "(L*D, H)", (count, width))
-        return part[:, None]
+            check_shape(owner, name, array, "(L*D, B, H)", (count, B, width))
+            return array
+        check_shape(owner, name, array, "(L*D, H)", (count, width))
+        return array[:, None, :]
 
     def _give(self, y: Array, batched: bool) -> Array:
         if not batched:
-            return y[:, 0]
+            return y[:, 0, :]
         return np.ascontiguousarray(y.transpose(1, 0, 2)) if self.batch_first else y
 
     def _give_state(self, state: State, batched: bool) -> State:
@@ -393,8 +396,8 @@ class RNN(Recurrent):
     """
 
     _options: ClassVar[tuple[str, ...]] = (
-        "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional",
-        "dtype",
+        "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout",
+        "bidirectional", "dtype",
     )  # fmt: skip
 
     def __init__(
@@ -466,8 +469,8 @@ class LSTM(Recurrent):
 
     _cell = CELLS["lstm"]
     _options: ClassVar[tuple[str, ...]] = (
-        "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size",
-        "dtype",
+        "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
+        "bidirectional", "proj_size", "dtype",
     )  # fmt: skip
 
 
@@ -515,8 +518,8 @@ class GRU(Recurrent):
     """
 
     _options: ClassVar[tuple[str, ...]] = (
-        "input_size", "hidden_size", "num_layers", "reset_after", "bias", "batch_first", "dropout", "bidirectional",
-        "dtype",
+        "input_size", "hidden_size", "num_layers", "reset_after", "bias", "batch_first", "dropout",
+        "bidirectional", "dtype",
     )  # fmt: skip
 
     def __init__(

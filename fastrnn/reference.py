@@ -98,7 +98,7 @@ class Cell(NamedTuple):
 
 # Simple recurrent network (Elman, Cognitive Science 14, 1990), act = tanh or relu:
 #
-#     h' = act(W_ih x + b_ih + W_hh h + b_hh)                                                   (1)
+#     h' = act(W_ih x + b_ih + W_hh h + b_hh)                                                (5, 6)
 
 
 def rnn_step(act: Callable[[Array], Array], p: Parameters, x: Array, h: Array) -> tuple[Arrays, Arrays]:
@@ -126,7 +126,7 @@ RNN = {
 # (Gers, Schmidhuber & Cummins, Neural Computation 12, 2000) and, where weight_hr is given, the
 # recurrent projection (Sak, Senior & Beaufays, Interspeech 2014):
 #
-#     i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)          c' = f c + i g                        (2)
+#     i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)          c' = f c + i g                     (7-13)
 #     f = sigmoid(W_if x + b_if + W_hf h + b_hf)          m  = o tanh(c')
 #     g = tanh   (W_ig x + b_ig + W_hg h + b_hg)          h' = m,  or  W_hr m
 #     o = sigmoid(W_io x + b_io + W_ho h + b_ho)
@@ -165,7 +165,7 @@ LSTM = Cell(lstm_step, lstm_step_backward)
 # Gated recurrent unit (Cho et al., EMNLP 2014) with the reset gate after the product, which lets one
 # product serve all gates: the form of cuDNN, and of PyTorch's nn.GRU:
 #
-#     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)          n  = tanh(a_x + r a_h)                (3)
+#     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)          n  = tanh(a_x + r a_h)            (14-17)
 #     z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)          h' = (1 - z) n + z h
 #     a_x = W_in x + b_in
 #     a_h = W_hn h + b_hn
@@ -192,7 +192,7 @@ def gru_step_backward(p: Parameters, saved: Arrays, dh: Array) -> tuple[Array, A
 
 # Gated recurrent unit with the reset gate before the product, as the EMNLP paper prints it:
 #
-#     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)          n  = tanh(W_in x + b_in               (4)
+#     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)          n  = tanh(W_in x + b_in           (18-21)
 #     z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)                    + W_hn (r h) + b_hn)
 #                                                         h' = (1 - z) n + z h
 
@@ -340,7 +340,7 @@ def rnn(
     lengths: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
-    """Simple recurrent network, equation (1).
+    """Simple recurrent network, equation (5).
 
     Parameters
     ----------
@@ -416,7 +416,7 @@ def lstm(
     lengths: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Long short-term memory, equations (2); gate rows in the order i, f, g, o.
+    """Long short-term memory, equations (7) to (9); gate rows in the order i, f, g, o.
 
     Parameters
     ----------
@@ -489,7 +489,7 @@ def gru(
     lengths: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
-    """Gated recurrent unit, equations (3) or (4); gate rows in the order r, z, n.
+    """Gated recurrent unit, equations (14) or (18); gate rows in the order r, z, n.
 
     Parameters
     ----------
@@ -500,7 +500,7 @@ def gru(
     weight_ih, weight_hh, bias_ih, bias_hh : (3 H, I), (3 H, H), (3 H,), (3 H,) arrays
         The biases may be None.
     reset_after : bool
-        Whether the reset gate multiplies W_hn h + b_hn, (3), or h before that product, (4).
+        Whether the reset gate multiplies W_hn h + b_hn, (14), or h before that product, (18).
     lengths, reverse
         As in `rnn`.
 

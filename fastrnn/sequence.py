@@ -43,7 +43,7 @@ BACKWARD_ROWS = 512
 
 
 class Weights(NamedTuple):
-    """The parameters of one layer and direction: (G, I), (G, P), (G,), (G,), (P, H); the last three may be None."""
+    """One layer and direction: (G, I), (G, P), (G,), (G,), (P, H); the last three may be None."""
 
     weight_ih: Array
     weight_hh: Array
@@ -141,7 +141,10 @@ def forward(
     H = weights.weight_ih.shape[0] // cell.gates
     AH = cell.accumulators * H
     chunk = max(B, FORWARD_ROWS, FORWARD_BYTES // (AH * dtype.itemsize))
-    gates = np.empty((N if keep else min(N, chunk), AH), dtype)
+    if keep and cell.accumulators == 1 and y.flags.c_contiguous:
+        gates = y  # all that an RNN keeps is its output
+    else:
+        gates = np.empty((N if keep else min(N, chunk), AH), dtype)
     c_kept = np.empty((N, H), dtype) if keep and cell.has_c else None
     unit = np.empty((B, H), dtype) if cell.has_reset or weights.weight_hr is not None else None
     bias = np.empty(AH, dtype)

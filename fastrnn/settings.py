@@ -30,11 +30,11 @@ class _BlasThreads:
     OpenBLAS builds differ in what they call it; a BLAS that has none of the names keeps its own setting.
     """
 
-    _NAMES = tuple(
-        (prefix + "openblas_set_num_threads" + suffix, prefix + "openblas_get_num_threads" + suffix)
-        for prefix in ("scipy_", "")
-        for suffix in ("", "64_")
-    ) + (
+    _NAMES = (
+        ("scipy_openblas_set_num_threads", "scipy_openblas_get_num_threads"),
+        ("scipy_openblas_set_num_threads64_", "scipy_openblas_get_num_threads64_"),
+        ("openblas_set_num_threads", "openblas_get_num_threads"),
+        ("openblas_set_num_threads64_", "openblas_get_num_threads64_"),
         ("MKL_Set_Num_Threads", "MKL_Get_Max_Threads"),
         ("bli_thread_set_num_threads", "bli_thread_get_num_threads"),
     )
@@ -129,6 +129,5 @@ if "FASTRNN_NUM_THREADS" in os.environ:
     try:
         set_num_threads(int(os.environ["FASTRNN_NUM_THREADS"]))
     except ValueError as error:
-        raise ValueError(
-            f"FASTRNN_NUM_THREADS is {os.environ['FASTRNN_NUM_THREADS']!r}, expected an integer from 1 to 1024"
-        ) from error
+        given = os.environ["FASTRNN_NUM_THREADS"]
+        raise ValueError(f"FASTRNN_NUM_THREADS is {given!r}, expected an integer from 1 to 1024") from error

@@ -1,4 +1,5 @@
-/* Made by coefficients.py; do not edit. expm1(r) ~ r + r^2 p(r), |r| <= ln(2)/2, lowest term first. */
+/* Made by coefficients.py; do not edit.
+ * expm1(r) ~ r + r^2 p(r), |r| <= ln(2)/2, the lowest term of p first. */
 #ifndef FASTRNN_COEFFICIENTS_H
 #define FASTRNN_COEFFICIENTS_H
 

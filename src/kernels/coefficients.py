@@ -64,7 +64,8 @@ def emit(suffix: str, degree: int, real: type[np.floating]) -> None:
 
 
 if __name__ == "__main__":
-    print("/* Made by coefficients.py; do not edit. expm1(r) ~ r + r^2 p(r), |r| <= ln(2)/2, lowest term first. */")
+    print("/* Made by coefficients.py; do not edit.")
+    print(" * expm1(r) ~ r + r^2 p(r), |r| <= ln(2)/2, the lowest term of p first. */")
     print("#ifndef FASTRNN_COEFFICIENTS_H\n#define FASTRNN_COEFFICIENTS_H")
     emit("f32", 4, np.float32)
     emit("f64", 9, np.float64)
