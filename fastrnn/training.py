@@ -6,6 +6,7 @@ Shape letters: ``N`` samples, ``T`` time steps, ``B`` batch rows, ``K`` steps of
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -287,7 +288,7 @@ class Run:
             logs["val_loss"] = self.model._evaluate(self.validation, self.batch_size, self.truncate)
         value = logs.get("val_loss", logs["loss"])
         best = self._best
-        if best is None or value < best.value:
+        if best is None or value < best.value or math.isnan(best.value):
             best = _Best(value, position.epoch, self.model.state_dict())
         with deferred_interrupt():  # either the epoch has been, or it has not
             self._best, self._logs = best, logs

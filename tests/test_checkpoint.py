@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -444,6 +445,17 @@ def test_every_kind_of_bit_generator_resumes(tmp_path, bits):
     assert len(history.epoch) == 2
     for name, value in whole.parameters.items():
         assert value.tobytes() == parts.parameters[name].tobytes()
+
+
+def test_the_best_weights_are_in_the_checkpoint(tmp_path, capsys):
+    first, before = train(tmp_path, callbacks=[LambdaCallback()], epochs=1)
+    interrupt = LambdaCallback(on_batch_end=lambda batch, logs: signal.raise_signal(signal.SIGINT))
+    resumed, history = train(tmp_path, callbacks=[interrupt], epochs=2, resume=True)
+    assert history.interrupted
+    assert len(history.losses) == len(before.losses) + 1, "an update was made after the best epoch"
+    for name, value in first.parameters.items():
+        np.testing.assert_array_equal(resumed.parameters[name], value)
+    assert "interrupted in epoch 2; the weights are the best so far, of epoch 1" in capsys.readouterr().err
 
 
 def test_a_run_that_has_ended_ends_at_once_and_one_may_be_longer(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from oracles import assert_close, finite_difference
 
-from fastrnn.callbacks import LambdaCallback
+from fastrnn.callbacks import History, LambdaCallback
 from fastrnn.layers import Dense, Dropout, Embedding, LastStep
 from fastrnn.losses import CategoricalCrossentropy
 from fastrnn.model import Sequential, TrainingDiverged
@@ -543,6 +543,40 @@ def test_ctrl_c_in_the_first_epoch_keeps_the_last_weights(capsys):
     for name, value in model.parameters.items():
         np.testing.assert_array_equal(value, weights[2][name])
     assert "no epoch has ended" in capsys.readouterr().err
+
+
+def test_ctrl_c_never_tears_an_update_apart():
+    class Interrupted(SGD):
+        def _update(self, *arguments):
+            super()._update(*arguments)
+            signal.raise_signal(signal.SIGINT)  # after the first of many parameters
+
+    x, y = tokens()
+    results = []
+    for optimizer in (SGD(0.1), Interrupted(0.1)):
+        model = language_model()
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        history = model.fit(x, y, batch_size=5, verbose=0)
+        results.append(model.state_dict())
+        assert history.interrupted == isinstance(optimizer, Interrupted)
+    for name, value in results[0].items():
+        np.testing.assert_array_equal(results[1][name], value)
+
+
+def test_ctrl_c_at_the_end_of_an_epoch_leaves_history_and_weights_in_step(monkeypatch, capsys):
+    append = History.append
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        append(*arguments)
+
+    monkeypatch.setattr(History, "append", interrupted)
+    model = language_model()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    history = model.fit(*tokens(), epochs=5, verbose=0)
+    assert history.interrupted
+    assert history.epoch == [0]
+    assert "of epoch 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.2, 0.3])

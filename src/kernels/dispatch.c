@@ -1,5 +1,6 @@
-/* Which instruction sets this processor has, the shapes of the cells, and the floating-point mode. */
+/* Which instruction sets this processor has, the shapes of the cells, the floating-point mode, a clock. */
 #include "kernels.h"
+#include <time.h>
 
 extern const fastrnn_isa fastrnn_isa_baseline;
 #ifdef FASTRNN_HAVE_X86
@@ -30,6 +31,13 @@ int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
         out[count++] = &fastrnn_isa_x86_v4;
 #endif
     return count;
+}
+
+double fastrnn_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 #if defined(FASTRNN_HAVE_X86)

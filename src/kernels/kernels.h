@@ -90,4 +90,7 @@ int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS]);
 uint64_t fastrnn_flush_denormals(void);
 void fastrnn_restore_mode(uint64_t mode);
 
+/* A clock that only goes forward. */
+double fastrnn_seconds(void);
+
 #endif

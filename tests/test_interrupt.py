@@ -1,0 +1,48 @@
+"""Ctrl-C during one long call of a kernel: it ends in the middle, with KeyboardInterrupt."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from fastrnn import sequence
+
+T, H = 200_000, 256  # seconds of work
+
+
+@pytest.fixture
+def problem():
+    zeros = np.zeros((H, H), "f4")
+    weights = sequence.Weights(zeros, zeros, None, None, None)
+    x = np.zeros((T, H), "f4")
+    state = (np.zeros((1, H), "f4"), None)
+    return sequence.CELLS["rnn_tanh"], weights, sequence.Packing(T, 1), x, state
+
+
+def interrupted(call):
+    timer = threading.Timer(0.15, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    timer.join()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_forward(problem, keep):
+    cell, weights, packing, x, state = problem
+    y = np.full((T, H), np.nan, "f4")
+    interrupted(lambda: sequence.forward(cell, weights, packing, False, x, state, y, keep=keep))
+    assert not np.isnan(y[0]).any(), "it had begun"
+    assert np.isnan(y[-1]).all(), "it had not ended"
+
+
+def test_backward(problem):
+    cell, weights, packing, x, state = problem
+    tape = sequence.DirectionTape(cell, weights, packing, False, x, state, x, x, None)
+    dx = np.full((T, H), np.nan, "f4")
+    interrupted(lambda: sequence.backward(tape, None, state, dx))
+    assert not np.isnan(dx[-1]).any(), "it had begun"
+    assert np.isnan(dx[0]).all(), "it had not ended"
