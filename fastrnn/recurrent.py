@@ -70,6 +70,12 @@ class Recurrent(Layer):
         bound = 1.0 / np.sqrt(self.hidden_size)
         for name, shape in self._shapes():
             self._parameters[name] = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
+        #: Views of the same arrays, as the kernels take them; layer-major.
+        self._weights = [
+            self._weights_of(layer, direction)
+            for layer in range(self.num_layers)
+            for direction in range(self.num_directions)
+        ]
 
     @property
     def num_directions(self) -> int:
@@ -108,7 +114,7 @@ class Recurrent(Layer):
                 result += [(name, shapes[field]) for field, name in self._names(layer, direction).items()]
         return result
 
-    def _weights(self, layer: int, direction: int) -> Weights:
+    def _weights_of(self, layer: int, direction: int) -> Weights:
         names = self._names(layer, direction)
         arrays: list[Any] = [self._parameters.get(names.get(field, "")) for field in Weights._fields]
         return Weights(*arrays)
@@ -211,8 +217,7 @@ class Recurrent(Layer):
                 f"{owner}: a bidirectional layer cannot stream: its reverse direction starts at the last step"
             )
         batch_size = as_size(owner, "batch_size", batch_size)
-        weights = [self._weights(layer, 0) for layer in range(self.num_layers)]
-        return Stream(self._cell, weights, batch_size)
+        return Stream(self._cell, self._weights, batch_size)
 
     # -- arguments --------------------------------------------------------------------------------
 
@@ -310,7 +315,7 @@ class Recurrent(Layer):
                 live = (h[k], None if c is None else c[k])
                 direction_tape = sequence.forward(
                     self._cell,
-                    self._weights(layer, direction),
+                    self._weights[k],
                     packing,
                     direction == 1,
                     inputs,

@@ -150,7 +150,6 @@ def test_progress_as_lines_and_as_a_bar(capsys):
 
 
 def test_plot(directory, capsys):
-    pytest.importorskip("matplotlib")
     assert train("--plot", "loss.png") == 0
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
 

@@ -156,7 +156,8 @@ def test_dropout_keeps_the_mean():
 @pytest.mark.parametrize("kind", KINDS)
 def test_accepted_arrays(rng, kind):
     """Strided, Fortran-ordered, read-only, integer and foreign arrays give what their copies give."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     layer = KINDS[kind](6, 5, 2, rng=0)
     x = rng.integers(-3, 4, (8, 6, 6)).astype("f4")
     expected, _ = layer(x)
@@ -267,7 +268,8 @@ def test_many_threads_at_once(rng, kind):
 
 def test_parameters_have_torch_names_and_initial_bounds():
     layer = LSTM(3, 16, 2, bidirectional=True, proj_size=5, rng=4)
-    torch = pytest.importorskip("torch")
+    import torch
+
     theirs = torch.nn.LSTM(3, 16, 2, bidirectional=True, proj_size=5).state_dict()
     assert [(k, tuple(v.shape)) for k, v in theirs.items()] == [
         (k, v.shape) for k, v in layer.parameters.items()
