@@ -11,6 +11,14 @@ Shape letters in all documentation: T time steps, B batch rows, I input size, H 
 P projection size, L layers, D directions, G gate rows (H, 3H or 4H).
 """
 
+try:
+    from . import _kernels  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"fastrnn is not compiled in {__path__[0]}: if that is the source folder, run Python from another "
+        "folder after `pip install .`, or use `pip install -e .`"
+    ) from error
+
 from . import callbacks, diagnostics, functional, losses, optimizers, reference, schedules, text
 from .base import Gradients
 from .generation import generate

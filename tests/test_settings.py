@@ -16,6 +16,7 @@ from fastrnn import _kernels
 def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
+        cwd="/",  # not the source folder, which python -c would import from
         env=os.environ | environment,
         capture_output=True,
         text=True,
