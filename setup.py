@@ -13,14 +13,14 @@ from setuptools import Extension, setup
 KERNELS = "src/kernels/"
 HEADERS = [KERNELS + h for h in sorted(os.listdir(KERNELS)) if h.endswith(".h")]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2"]
+AVX2 = ["-mavx2", "-mfma"]
 ISAS = {"baseline": []}
 if X86:
     ISAS["x86_v3"] = AVX2
-    ISAS["x86_v4"] = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl"))]
+    ISAS["x86_v4"] = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
 
 # -ffp-contract=off: a multiply-add is fused where the source says so and nowhere else.
-FLAGS = ["-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS = ["-O2", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno"]
 LINK = []
 if os.environ.get("FASTRNN_WERROR"):
     FLAGS += ["-Wall", "-Wextra", "-Werror"]

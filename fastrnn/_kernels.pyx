@@ -109,58 +109,59 @@ def cell_shape(int cell):
 # A few rows go to gemv one by one: gemm packs the whole weight matrix first. Measured with OpenBLAS 0.3.30,
 # N = 4H, H = 128 to 512: gemv keeps to 40 GFLOP/s; gemm has 5, 20, 34, 53, 72 at 1, 4, 8, 16, 32 rows.
 
+# So the bits of a product depend on how many rows it has; only that of a call as a whole is repeated.
+
 cdef enum:
     GEMV_ROWS = 8
+
+
+cdef inline void gemv(char *trans, int columns, int rows, const real *a, int lda, const real *x, real beta,
+                      real *y) noexcept nogil:
+    """y = a x + beta y, or with "T" a^T x + beta y, for a column-major a (columns, rows)."""
+    cdef real alpha = 1
+    cdef int one = 1
+    if real is float:
+        sgemv(trans, &columns, &rows, &alpha, <real *>a, &lda, <real *>x, &one, &beta, y, &one)
+    else:
+        dgemv(trans, &columns, &rows, &alpha, <real *>a, &lda, <real *>x, &one, &beta, y, &one)
+
+
+cdef inline void gemm(char *trans_a, char *trans_b, int m, int n, int k, const real *a, int lda, const real *b,
+                      int ldb, real beta, real *c, int ldc) noexcept nogil:
+    """BLAS's own, column-major."""
+    cdef real alpha = 1
+    if real is float:
+        sgemm(trans_a, trans_b, &m, &n, &k, &alpha, <real *>a, &lda, <real *>b, &ldb, &beta, c, &ldc)
+    else:
+        dgemm(trans_a, trans_b, &m, &n, &k, &alpha, <real *>a, &lda, <real *>b, &ldb, &beta, c, &ldc)
+
 
 cdef inline void gemm_nt(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
                          const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) noexcept nogil:
     """c (M, N) = a (M, K) b (N, K)^T + beta c"""
-    cdef int m = <int>M, n = <int>N, k = <int>K, la = <int>lda, lb = <int>ldb, lc = <int>ldc, one = 1, row
-    cdef real alpha = 1
-    if m == 0 or n == 0:
-        return
-    if m <= GEMV_ROWS:
-        for row in range(m):
-            if real is float:
-                sgemv("T", &k, &n, &alpha, <real *>b, &lb, <real *>a + row * lda, &one, &beta, c + row * ldc, &one)
-            else:
-                dgemv("T", &k, &n, &alpha, <real *>b, &lb, <real *>a + row * lda, &one, &beta, c + row * ldc, &one)
-    elif real is float:
-        sgemm("T", "N", &n, &m, &k, &alpha, <real *>b, &lb, <real *>a, &la, &beta, c, &lc)
+    cdef Py_ssize_t row
+    if M <= GEMV_ROWS:
+        for row in range(M):
+            gemv("T", <int>K, <int>N, b, <int>ldb, a + row * lda, beta, c + row * ldc)
     else:
-        dgemm("T", "N", &n, &m, &k, &alpha, <real *>b, &lb, <real *>a, &la, &beta, c, &lc)
+        gemm("T", "N", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, beta, c, <int>ldc)
 
 
 cdef inline void gemm_nn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
                          const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) noexcept nogil:
     """c (M, N) = a (M, K) b (K, N) + beta c"""
-    cdef int m = <int>M, n = <int>N, k = <int>K, la = <int>lda, lb = <int>ldb, lc = <int>ldc, one = 1, row
-    cdef real alpha = 1
-    if m == 0 or n == 0:
-        return
-    if m <= GEMV_ROWS:
-        for row in range(m):
-            if real is float:
-                sgemv("N", &n, &k, &alpha, <real *>b, &lb, <real *>a + row * lda, &one, &beta, c + row * ldc, &one)
-            else:
-                dgemv("N", &n, &k, &alpha, <real *>b, &lb, <real *>a + row * lda, &one, &beta, c + row * ldc, &one)
-    elif real is float:
-        sgemm("N", "N", &n, &m, &k, &alpha, <real *>b, &lb, <real *>a, &la, &beta, c, &lc)
+    cdef Py_ssize_t row
+    if M <= GEMV_ROWS:
+        for row in range(M):
+            gemv("N", <int>N, <int>K, b, <int>ldb, a + row * lda, beta, c + row * ldc)
     else:
-        dgemm("N", "N", &n, &m, &k, &alpha, <real *>b, &lb, <real *>a, &la, &beta, c, &lc)
+        gemm("N", "N", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, beta, c, <int>ldc)
 
 
 cdef inline void gemm_tn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
                          const real *b, Py_ssize_t ldb, real *c, Py_ssize_t ldc) noexcept nogil:
     """c (M, N) += a (K, M)^T b (K, N)"""
-    cdef int m = <int>M, n = <int>N, k = <int>K, la = <int>lda, lb = <int>ldb, lc = <int>ldc
-    cdef real one = 1
-    if m == 0 or n == 0:
-        return
-    if real is float:
-        sgemm("N", "T", &n, &m, &k, &one, <real *>b, &lb, <real *>a, &la, &one, c, &lc)
-    else:
-        dgemm("N", "T", &n, &m, &k, &one, <real *>b, &lb, <real *>a, &la, &one, c, &lc)
+    gemm("N", "T", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, <real>1, c, <int>ldc)
 
 
 # --- one layer, one direction -------------------------------------------------------------------------
@@ -168,7 +169,7 @@ cdef inline void gemm_tn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a
 cdef struct Run:
     int cell
     bint reverse, keep, projected, accumulate_dx
-    Py_ssize_t T, B, I, H, P, chunk, ldy
+    Py_ssize_t T, B, I, H, P, chunk, ldy, lddy
     const Py_ssize_t *offsets   # (T+1,)
     const void *x               # (N, I)
     const void *weight_ih       # (G, I)
@@ -184,7 +185,7 @@ cdef struct Run:
     void *bias                  # (AH,)           scratch: biases, by accumulator; in backward their gradient
     void *unit                  # (B, H)          scratch: o tanh(c) before projection, or r*h_prev
     # backward only
-    const void *dy              # (N, ldy)        or NULL
+    const void *dy              # (N, lddy)       or NULL
     void *dh                    # (B, P)          live: gradient of the final state, then of the initial
     void *dc                    # (B, H)          live, the same
     void *dgates                # (chunk, AH)     scratch
@@ -334,7 +335,7 @@ cdef void backward_step(real *tag, const Run *a, Py_ssize_t t, Py_ssize_t at) no
         cell = isa.f64.cell[a.cell]
     if a.dy != NULL:
         for row in range(n):
-            dy = <const real *>a.dy + (first + row) * a.ldy
+            dy = <const real *>a.dy + (first + row) * a.lddy
             for k in range(P):
                 dh[row * P + k] += dy[k]
     rows_before(h_prev, <const real *>a.y, a.ldy, <const real *>a.h, P, a, t)
@@ -460,6 +461,7 @@ def backward(int cell, bint reverse, offsets, x, weights, state, y, gates, c_kep
     memset(&a, 0, sizeof(Run))
     fill(&a, cell, reverse, offsets, x, weights, state, y, gates, c_kept, dbias, None)
     a.chunk, a.accumulate_dx = chunk, accumulate_dx
+    a.lddy = 0 if dy is None else dy.strides[0] // dy.itemsize
     a.dy, a.dh, a.dc, a.dx = data(dy), data(dstate[0]), data(dstate[1]), data(dx)
     a.dweight_ih, a.dweight_hh, a.dweight_hr = data(dweights[0]), data(dweights[1]), data(dweights[2])
     a.dgates, a.h_prev, a.c_prev = data(scratch[0]), data(scratch[1]), data(scratch[2])

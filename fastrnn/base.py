@@ -11,9 +11,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
-Array = NDArray[Any]
+from .arguments import Array, as_array, as_dtype, as_fraction, as_generator, as_size, check_shape
+
+__all__ = ["Array", "Gradients", "Layer", "State", "as_dtype", "as_fraction", "as_generator", "as_size"]
+
 State = Any  # None, an array, or a tuple of arrays: only the layer that made it looks inside
 
 
@@ -25,47 +27,6 @@ class Gradients(NamedTuple):
     parameters: dict[str, Array]  #: name -> array, the names of ``layer.parameters``
 
 
-def as_dtype(owner: str, dtype: DTypeLike) -> np.dtype[Any]:
-    """The layer dtype, float32 or float64; TypeError for anything else."""
-    result: np.dtype[Any] | None
-    try:
-        result = np.dtype(dtype)
-    except TypeError:
-        result = None
-    if result is None or result not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"{owner}: dtype is {dtype!r}, expected 'float32' or 'float64'")
-    return result
-
-
-def as_size(owner: str, name: str, value: Any, minimum: int = 1) -> int:
-    """An integer of at least `minimum`; TypeError or ValueError names the argument."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{owner}: {name} is {value!r}, expected an integer")
-    if not minimum <= value < 2**31:
-        raise ValueError(f"{owner}: {name} is {value}, expected {minimum} <= {name} < 2**31")
-    return int(value)
-
-
-def as_fraction(owner: str, name: str, value: Any) -> float:
-    """A probability in [0, 1); TypeError or ValueError names the argument."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{owner}: {name} is {value!r}, expected a number in [0, 1)")
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{owner}: {name} is {value}, expected 0 <= {name} < 1")
-    return float(value)
-
-
-def as_generator(owner: str, rng: Any) -> np.random.Generator:
-    """`rng` itself if it is a Generator, else a new one from an integer seed or (None) from the system."""
-    if isinstance(rng, np.random.Generator):
-        return rng
-    if rng is None or (isinstance(rng, (int, np.integer)) and not isinstance(rng, bool)):
-        if rng is not None and rng < 0:
-            raise ValueError(f"{owner}: rng is {rng}, expected a seed of at least 0")
-        return np.random.default_rng(rng)
-    raise TypeError(f"{owner}: rng is {rng!r}, expected None, an int seed or a numpy.random.Generator")
-
-
 class Layer:
     """A set of named parameters with a forward and a backward pass.
 
@@ -73,12 +34,18 @@ class Layer:
     written into) and define the three underscore methods, which take and give time-major arrays.
     """
 
-    #: The options that rebuild the layer: ``type(layer)(**layer.config())``. All JSON values.
+    #: The options that rebuild the layer: ``type(layer)(**layer.config())``. All JSON values; fixed once set,
+    #: because the parameters and the kernels have been made for them.
     _options: ClassVar[tuple[str, ...]] = ()
 
     dtype: np.dtype[Any]
     rng: np.random.Generator
     _parameters: dict[str, Array]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._options and name in self.__dict__:
+            raise AttributeError(f"{type(self).__name__}: {name} is fixed when the layer is made")
+        super().__setattr__(name, value)
 
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
         """(T, B, ...) in, (T, B, ...) out; keeps nothing; safe from many threads at once."""
@@ -94,8 +61,11 @@ class Layer:
 
     @property
     def parameters(self) -> Mapping[str, Array]:
-        """Name -> live array. Writing into an array changes the layer; the mapping itself is fixed."""
-        return MappingProxyType(self._parameters)
+        """Name -> live array. Writing into an array changes the layer; the mapping itself is fixed.
+
+        Each is a new view: what is done to its shape or dtype stays with it.
+        """
+        return MappingProxyType({name: value.view() for name, value in self._parameters.items()})
 
     def config(self) -> dict[str, Any]:
         """The options that rebuild this layer, as JSON values (the random generator excepted)."""
@@ -125,15 +95,9 @@ class Layer:
             )
         fitting = {}
         for name, parameter in self._parameters.items():
-            value = np.asarray(mapping[name])
-            if value.dtype.kind not in "fiu":
-                raise TypeError(
-                    f"{owner}.load_state_dict: {name} has dtype {value.dtype}, expected a real dtype"
-                )
-            if value.shape != parameter.shape:
-                raise ValueError(
-                    f"{owner}.load_state_dict: {name} has shape {value.shape}, expected {parameter.shape}"
-                )
-            fitting[name] = value
+            value = as_array(f"{owner}.load_state_dict", name, mapping[name], self.dtype)
+            letters = "the parameter's own shape"
+            check_shape(f"{owner}.load_state_dict", name, value, letters, parameter.shape)
+            fitting[name] = value.copy()  # it may be a view of another parameter
         for name, value in fitting.items():
             self._parameters[name][...] = value

@@ -18,13 +18,23 @@ has run (``y`` is returned read-only for that reason).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from . import sequence
-from .arguments import as_array, as_lengths, check_blas_sizes, check_ndim, check_shape
-from .base import Array, Gradients
+from .arguments import (
+    Array,
+    as_array,
+    as_choice,
+    as_flag,
+    as_lengths,
+    as_state,
+    check_blas_sizes,
+    check_ndim,
+    check_shape,
+)
+from .base import Gradients
 from .sequence import CELLS, Cell, DirectionTape, Packing, Weights
 
 __all__ = [
@@ -40,11 +50,14 @@ __all__ = [
 ]
 
 
-class Tape(NamedTuple):
+class Tape:
     """What a ``_forward`` function keeps for its ``_backward``; opaque to callers."""
 
-    owner: str
-    direction: DirectionTape
+    __slots__ = ("_direction", "_owner")
+
+    def __init__(self, owner: str, direction: DirectionTape) -> None:
+        self._owner = owner
+        self._direction = direction
 
 
 def rnn(
@@ -310,13 +323,11 @@ def gru_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
 
 
 def _rnn_cell(nonlinearity: str) -> Cell:
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh' or 'relu'")
-    return CELLS["rnn_" + nonlinearity]
+    return CELLS["rnn_" + as_choice("rnn", "nonlinearity", nonlinearity, "tanh", "relu")]
 
 
 def _gru_cell(reset_after: bool) -> Cell:
-    return CELLS["gru" if reset_after else "gru_reset_before"]
+    return CELLS["gru" if as_flag("gru", "reset_after", reset_after) else "gru_reset_before"]
 
 
 def _as_weights(owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[Any], I: int) -> Weights:
@@ -345,33 +356,19 @@ def _as_weights(owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[
             check_shape(owner, name, getattr(weights, name), f"({gates},)", (rows,))
     if weights.weight_hr is not None:
         check_shape(owner, "weight_hr", weights.weight_hr, "(P, H)", (P, H))
-    check_blas_sizes(owner, I=I, G=max(cell.accumulators, cell.gates) * H)
+    check_blas_sizes(owner, I=I, P=P, G=max(cell.accumulators, cell.gates) * H)
+    for letter, size in (("I", I), ("P", P)):
+        if not size:
+            raise ValueError(f"{owner}: {letter} is 0, expected at least 1")
     return weights
 
 
 def _as_state(
-    owner: str, name: str, cell: Cell, state: Any, shapes: tuple[tuple[int, int], ...], dtype: np.dtype[Any]
+    owner: str, name: str, cell: Cell, state: Any, B: int, P: int, H: int, dtype: np.dtype[Any]
 ) -> tuple[Array, Array | None]:
-    """A state, or its gradient, as fresh arrays (h, c or None); zeros where None is given."""
-    parts: tuple[Any, ...] = (state,)
-    letters: tuple[str, ...] = ("(B, H)",)
     if cell.has_c:
-        letters = ("(B, P)", "(B, H)")
-        if state is None:
-            state = (None, None)
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{owner}: {name} is {type(state).__name__}, expected a pair (h, c)")
-        parts = tuple(state)
-    arrays = []
-    for part, letter, shape, which in zip(parts, letters, shapes, "hc", strict=False):
-        if part is None:
-            arrays.append(np.zeros(shape, dtype))
-            continue
-        label = f"{name} {which}" if cell.has_c else name
-        array = as_array(owner, label, part, dtype)
-        check_shape(owner, label, array, letter, shape)
-        arrays.append(array)
-    return arrays[0], arrays[1] if cell.has_c else None
+        return as_state(owner, name, state, ("(B, P)", "(B, H)"), ((B, P), (B, H)), dtype)
+    return as_state(owner, name, state, ("(B, H)",), ((B, H),), dtype)
 
 
 def _run(
@@ -391,30 +388,31 @@ def _run(
     weights = _as_weights(owner, cell, given, x.dtype, I)
     P, H = weights.weight_hh.shape[1], weights.weight_ih.shape[0] // cell.gates
     check_blas_sizes(owner, B=B)
-    h, c = _as_state(owner, "state", cell, state, ((B, P), (B, H)), x.dtype)
+    h, c = _as_state(owner, "state", cell, state, B, P, H, x.dtype)
+    reverse = as_flag(owner, "reverse", reverse)
     packing = Packing(T, B, as_lengths(owner, lengths, T, B))
     live = (packing.sort(h), None if c is None else packing.sort(c))
     y = np.empty((packing.rows, P), x.dtype)
-    direction = sequence.forward(cell, weights, packing, bool(reverse), packing.pack(x), live, y, keep=keep)
-    y = packing.unpack(y)
-    y.flags.writeable = not keep
-    return y, _join(packing, live), None if direction is None else Tape(owner, direction)
+    direction = sequence.forward(cell, weights, packing, reverse, packing.pack(x), live, y, keep=keep)
+    y.flags.writeable = not keep  # the tape refers to it
+    return packing.unpack(y), _join(packing, live), None if direction is None else Tape(owner, direction)
 
 
 def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
-    if not isinstance(tape, Tape) or tape.owner != owner:
+    if not isinstance(tape, Tape) or tape._owner != owner:
         raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
-    cell, weights, packing, *_, x, _state, y, _, _ = tape.direction
-    dtype, P, H = x.dtype, y.shape[1], weights.weight_ih.shape[0] // cell.gates
+    direction = tape._direction
+    cell, packing, x = direction.cell, direction.packing, direction.x
+    T, B, P, H = packing.T, packing.B, direction.y.shape[1], len(direction.weights.weight_ih) // cell.gates
     owner += "_backward"
     if dy is not None:
-        dy = as_array(owner, "dy", dy, dtype)
-        check_shape(owner, "dy", dy, "(T, B, P)" if cell.has_c else "(T, B, H)", (packing.T, packing.B, P))
+        dy = as_array(owner, "dy", dy, x.dtype)
+        check_shape(owner, "dy", dy, "(T, B, P)" if cell.has_c else "(T, B, H)", (T, B, P))
         dy = packing.pack(dy)
-    dh, dc = _as_state(owner, "dstate", cell, dstate, ((packing.B, P), (packing.B, H)), dtype)
+    dh, dc = _as_state(owner, "dstate", cell, dstate, B, P, H, x.dtype)
     live = (packing.sort(dh), None if dc is None else packing.sort(dc))
     dx = np.empty_like(x)
-    parameters = sequence.backward(tape.direction, dy, live, dx)
+    parameters = sequence.backward(direction, dy, live, dx)
     return Gradients(packing.unpack(dx), _join(packing, live), parameters)
 
 

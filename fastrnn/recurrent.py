@@ -12,8 +12,22 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import sequence
-from .arguments import as_array, as_lengths, check_blas_sizes, check_ndim, check_shape
-from .base import Array, Gradients, Layer, State, as_dtype, as_fraction, as_generator, as_size
+from .arguments import (
+    Array,
+    as_array,
+    as_choice,
+    as_dtype,
+    as_flag,
+    as_fraction,
+    as_generator,
+    as_lengths,
+    as_size,
+    as_state,
+    check_blas_sizes,
+    check_ndim,
+    check_shape,
+)
+from .base import Gradients, Layer, State
 from .sequence import CELLS, Cell, DirectionTape, Packing, Weights
 from .stream import Stream
 
@@ -56,7 +70,9 @@ class Recurrent(Layer):
         self.input_size = as_size(owner, "input_size", input_size)
         self.hidden_size = as_size(owner, "hidden_size", hidden_size)
         self.num_layers = as_size(owner, "num_layers", num_layers)
-        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.bias = as_flag(owner, "bias", bias)
+        self.batch_first = as_flag(owner, "batch_first", batch_first)
+        self.bidirectional = as_flag(owner, "bidirectional", bidirectional)
         self.dropout = as_fraction(owner, "dropout", dropout)
         self.proj_size = as_size(owner, "proj_size", proj_size, minimum=0)
         if self.proj_size >= self.hidden_size:
@@ -157,17 +173,15 @@ class Recurrent(Layer):
         """As a call, with dropout, and the tape that `backward` needs.
 
         The tape refers to x (unless it had to be cast or copied) and to the parameters: change neither
-        before backward has run. For that reason y is read-only. Beside x and y the tape keeps, per layer
-        and direction and row-step: RNN nothing (H if bidirectional), LSTM 5*H, GRU 4*H numbers (3*H with
-        the reset before); and the outputs of all layers below the top, with a byte for each number of
-        them where there is dropout.
+        before backward has run (y is read-only where the tape refers to it). Beside x and y the tape
+        keeps, per layer and direction and row-step: RNN nothing (H if bidirectional), LSTM 5*H, GRU 4*H
+        numbers (3*H with the reset before); and the outputs of all layers below the top, with a byte for
+        each number of them where there is dropout.
         """
         x, state, lengths, batched = self._accept(x, state, lengths)
         y, state, tape = self._forward(x, state, lengths)
         tape.batched = batched
-        y = self._give(y, batched)
-        y.flags.writeable = False
-        return y, self._give_state(state, batched), tape
+        return self._give(y, batched), self._give_state(state, batched), tape
 
     def backward(self, tape: Tape, dy: Any, dstate: State = None) -> Gradients:
         """Backpropagation through time.
@@ -190,15 +204,15 @@ class Recurrent(Layer):
         T, B, batched = tape.packing.T, tape.packing.B, tape.batched
         if dy is not None:
             dy = as_array(owner, "dy", dy, self.dtype)
-            width = self.output_size
+            width, letters = self.output_size, "D*P" if self.proj_size else "D*H"
             if not batched:
-                check_shape(owner, "dy", dy, "(T, D*H)", (T, width))
+                check_shape(owner, "dy", dy, f"(T, {letters})", (T, width))
                 dy = dy[:, None]
             elif self.batch_first:
-                check_shape(owner, "dy", dy, "(B, T, D*H)", (B, T, width))
+                check_shape(owner, "dy", dy, f"(B, T, {letters})", (B, T, width))
                 dy = dy.transpose(1, 0, 2)
             else:
-                check_shape(owner, "dy", dy, "(T, B, D*H)", (T, B, width))
+                check_shape(owner, "dy", dy, f"(T, B, {letters})", (T, B, width))
         grads = self._backward(tape, dy, self._accept_state(owner, "dstate", dstate, B, batched))
         assert grads.x is not None
         return Gradients(
@@ -245,29 +259,17 @@ class Recurrent(Layer):
 
     def _accept_state(self, owner: str, name: str, state: State, B: int, batched: bool) -> State:
         """h (L*D, B, P), or (h, c) with c (L*D, B, H), of the layer's dtype; zeros for what is None."""
-        count = self.num_layers * self.num_directions
-        if not self._cell.has_c:
-            return self._accept_part(owner, name, state, count, B, self._width, batched)
-        if state is None:
-            state = (None, None)
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{owner}: {name} is {type(state).__name__}, expected a pair (h, c)")
-        return (
-            self._accept_part(owner, f"{name} h", state[0], count, B, self._width, batched),
-            self._accept_part(owner, f"{name} c", state[1], count, B, self.hidden_size, batched),
-        )
-
-    def _accept_part(
-        self, owner: str, name: str, part: Any, count: int, B: int, width: int, batched: bool
-    ) -> Array:
-        if part is None:
-            return np.zeros((count, B, width), self.dtype)
-        array = as_array(owner, name, part, self.dtype)
-        if batched:
-            check_shape(owner, name, array, "(L*D, B, H)", (count, B, width))
-            return array
-        check_shape(owner, name, array, "(L*D, H)", (count, width))
-        return array[:, None, :]
+        count, middle = self.num_layers * self.num_directions, (B,) if batched else ()
+        letters = "(L*D, B, {})" if batched else "(L*D, {})"
+        shapes = [(count, *middle, self._width)]
+        if self._cell.has_c:
+            shapes.append((count, *middle, self.hidden_size))
+        widths = ("P" if self.proj_size else "H", "H")[: len(shapes)]
+        named = tuple(letters.format(width) for width in widths)
+        h, c = as_state(owner, name, state, named, tuple(shapes), self.dtype)
+        if not batched:
+            h, c = h[:, None, :], None if c is None else c[:, None, :]
+        return h if c is None else (h, c)
 
     def _give(self, y: Array, batched: bool) -> Array:
         if not batched:
@@ -325,6 +327,7 @@ class Recurrent(Layer):
                 )
                 if tape is not None and direction_tape is not None:
                     tape.directions.append(direction_tape)
+            outputs.flags.writeable = not keep  # the tape refers to it
             inputs = outputs
         h = packing.unsort(h)
         return packing.unpack(inputs), h if c is None else (h, packing.unsort(c)), tape
@@ -419,9 +422,7 @@ class RNN(Recurrent):
         dtype: DTypeLike = "float32",
         rng: Any = None,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"RNN: nonlinearity is {nonlinearity!r}, expected 'tanh' or 'relu'")
-        self.nonlinearity = nonlinearity
+        self.nonlinearity = as_choice("RNN", "nonlinearity", nonlinearity, "tanh", "relu")
         self._cell = CELLS["rnn_" + nonlinearity]
         super().__init__(
             input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
@@ -541,8 +542,8 @@ class GRU(Recurrent):
         dtype: DTypeLike = "float32",
         rng: Any = None,
     ) -> None:
-        self.reset_after = bool(reset_after)
-        self._cell = CELLS["gru" if reset_after else "gru_reset_before"]
+        self.reset_after = as_flag("GRU", "reset_after", reset_after)
+        self._cell = CELLS["gru" if self.reset_after else "gru_reset_before"]
         super().__init__(
             input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
             bidirectional=bidirectional, dtype=dtype, rng=rng,

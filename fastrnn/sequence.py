@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _kernels
-from .base import Array
+from .arguments import Array
 
 
 class Cell(NamedTuple):
@@ -64,7 +64,7 @@ class Packing:
         self.order: Array | None = None
         self._index: Array | None = None
         if lengths is None:
-            self.offsets = np.arange(T + 1, dtype=np.intp) * B
+            self.offsets = np.arange(T + 1 if B else 1, dtype=np.intp) * B
             return
         self.order = np.argsort(-lengths, kind="stable")
         alive = np.arange(lengths.max(initial=0))[:, None] < lengths[self.order]

@@ -36,19 +36,22 @@ class _BlasThreads:
         ("openblas_set_num_threads", "openblas_get_num_threads"),
         ("openblas_set_num_threads64_", "openblas_get_num_threads64_"),
         ("MKL_Set_Num_Threads", "MKL_Get_Max_Threads"),
-        ("bli_thread_set_num_threads", "bli_thread_get_num_threads"),
     )
 
     def __init__(self) -> None:
         self._set: list[Callable[[int], Any]] = []
         self._get: list[Callable[[], int]] = []
-        for module in (_cython_blas, np.linalg._umath_linalg):
+        for module in (_cython_blas, getattr(np.linalg, "_umath_linalg", None)):
+            if module is None:
+                continue
             # A handle on the extension finds the symbols of the library that it is linked with, too.
             library = ctypes.CDLL(module.__file__)
             for set_name, get_name in self._NAMES:
                 if hasattr(library, set_name) and hasattr(library, get_name):
-                    self._set.append(getattr(library, set_name))
-                    self._get.append(getattr(library, get_name))
+                    setter, getter = getattr(library, set_name), getattr(library, get_name)
+                    setter.argtypes, setter.restype, getter.restype = [ctypes.c_int], None, ctypes.c_int
+                    self._set.append(setter)
+                    self._get.append(getter)
                     break
 
     def set(self, n: int) -> None:

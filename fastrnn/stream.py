@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from . import _kernels
-from .arguments import as_array, check_shape
-from .base import Array, State
+from .arguments import Array, as_array, as_rows, as_state
+from .base import State
 from .sequence import Cell, Weights, scratch_for_step
 
 
@@ -47,7 +47,8 @@ class Stream:
                 (cell.number, offsets, x, layer, state, y, scratch["gates"], scratch["bias"], scratch["unit"])
             )
             x = y
-        self._y = x
+        # What is returned is a view, so that nobody else owns the memory that the kernels write to.
+        self._y = x.view()
         # A single row may be given, and is then returned, without its batch axis.
         self._row = (self._x[0], self._y[0]) if batch_size == 1 else None
         self._step = _kernels.Stepper(calls).step
@@ -77,22 +78,23 @@ class Stream:
 
     @state.setter
     def state(self, value: State) -> None:
-        if self._c is None:
-            parts, targets = (value,), [("state", self._h)]
-        else:
-            if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise TypeError(f"Stream.state: state is {type(value).__name__}, expected a pair (h, c)")
-            parts, targets = tuple(value), [("state h", self._h), ("state c", self._c)]
-        arrays = []
-        for part, (name, target) in zip(parts, targets, strict=True):
-            array = as_array("Stream.state", name, part, target.dtype)
-            check_shape("Stream.state", name, array, "(L, B, H)", target.shape)
-            arrays.append(array)
-        for array, (_, target) in zip(arrays, targets, strict=True):
-            target[...] = array
+        parts = (
+            [("(L, B, H)", self._h)] if self._c is None else [("(L, B, P)", self._h), ("(L, B, H)", self._c)]
+        )
+        letters, shapes = tuple(letter for letter, _ in parts), tuple(part.shape for _, part in parts)
+        h, c = as_state("Stream.state", "state", value, letters, shapes, self._h.dtype)
+        self._h[...] = h
+        if self._c is not None:
+            self._c[...] = c
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state to zero: of all rows, or of those that `rows` (indices or a mask) picks."""
+        """Set the state to zero: of all rows, or of those that `rows` (integers, or a mask (B,)) picks."""
+        chosen = as_rows("Stream.reset", rows, self.batch_size)
         for part in (self._h, self._c):
             if part is not None:
-                part[:, slice(None) if rows is None else rows] = 0
+                part[:, chosen] = 0
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Stream cannot be copied or pickled: make another with layer.stream(), set its state"
+        )

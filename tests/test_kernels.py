@@ -221,6 +221,9 @@ def arguments(**changes):
         ({"lengths": [1, 2]}, ValueError, "lstm: lengths has shape (2,), expected (B,) = (3,)"),
         ({"lengths": [1, 3, 0]}, ValueError, "lstm: lengths[1] is 3, expected 0 <= length <= T = 2"),
         ({"lengths": [1, -1, 0]}, ValueError, "lstm: lengths[1] is -1, expected 0 <= length <= T = 2"),
+        ({"weight_ih": np.zeros((32, 0)), "x": np.zeros((2, 3, 0))}, ValueError, "lstm: I is 0, expected at least 1"),
+        ({"weight_hh": np.zeros((32, 0)), "weight_hr": np.zeros((0, 8))}, ValueError, "lstm: P is 0, expected at least 1"),
+        ({"reverse": "no"}, TypeError, "lstm: reverse is 'no', expected True or False"),
         ({"lengths": [1.0, 1, 0]}, TypeError, "lstm: lengths has dtype float64, expected integers"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import numpy as np
@@ -320,6 +321,14 @@ def test_load_state_dict_is_all_or_nothing():
         (lambda: GRU(4, 4, rng="x"), TypeError, "GRU: rng is 'x'"),
         (lambda: GRU(2**30, 2**30), ValueError, "GRU: 4\\*hidden_size is"),
         (lambda: RNN(4, 4, nonlinearity="sin"), ValueError, "RNN: nonlinearity is 'sin'"),
+        (lambda: RNN(4, 4, nonlinearity=np.array(["tanh"])), ValueError, "RNN: nonlinearity is array"),
+        (
+            lambda: GRU(4, 4, bidirectional="false"),
+            TypeError,
+            "GRU: bidirectional is 'false', expected True or False",
+        ),
+        (lambda: GRU(4, 4, dtype=None), TypeError, "GRU: dtype is None"),
+        (lambda: GRU(4, 4, dtype="a,,b"), TypeError, "GRU: dtype is 'a,,b'"),
     ],
 )
 def test_bad_options(make, error, message):
@@ -335,6 +344,8 @@ def test_bad_calls():
         ((np.zeros(3),), ValueError, r"GRU: x has shape \(3,\), expected"),
         ((x, np.zeros((1, 2, 4))), ValueError, r"GRU: state has shape \(1, 2, 4\), expected \(L\*D, B, H\) = \(2, 2, 4\)"),
         ((None,), TypeError, "GRU: x has dtype object"),
+        ((np.ma.ones((5, 2, 3)),), TypeError, "GRU: x is a masked array"),
+        (([[1.0], [2.0, 3.0]],), TypeError, "GRU: x cannot be seen as an array"),
     ]:  # fmt: skip
         with pytest.raises(error, match=message):
             layer(*args)
@@ -347,6 +358,46 @@ def test_bad_calls():
         GRU(3, 4, 2).backward(tape, y)
     with pytest.raises(ValueError, match=r"GRU.backward: dy has shape \(5, 2, 3\), expected"):
         layer.backward(tape, x)
+
+
+def test_options_are_fixed_and_parameters_keep_their_shape():
+    layer = LSTM(3, 4, rng=0)
+    for name in layer.config():
+        with pytest.raises(AttributeError, match=f"LSTM: {name} is fixed when the layer is made"):
+            setattr(layer, name, 2_000_000)
+    y, _ = layer(np.ones((2, 1, 3)))
+    layer.parameters["weight_ih_l0"].shape = (8, 6)
+    assert layer.parameters["weight_ih_l0"].shape == (16, 3)
+    with pytest.raises(ValueError, match="resize"):
+        layer.parameters["weight_ih_l0"].resize((1, 1), refcheck=False)
+    np.testing.assert_array_equal(layer(np.ones((2, 1, 3)))[0], y)
+
+
+def test_parameters_can_be_swapped():
+    layer = RNN(4, 4, rng=0)
+    live, before = layer.parameters, layer.state_dict()
+    swapped = {"weight_ih_l0": live["weight_hh_l0"], "weight_hh_l0": live["weight_ih_l0"]}
+    layer.load_state_dict({**live, **swapped})
+    np.testing.assert_array_equal(live["weight_ih_l0"], before["weight_hh_l0"])
+    np.testing.assert_array_equal(live["weight_hh_l0"], before["weight_ih_l0"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copied_layer_and_tape_give_the_same_gradients(rng, kind):
+    layer = KINDS[kind](3, 4, 2, bidirectional=True, rng=0)
+    y, _, tape = layer.forward(rng.standard_normal((5, 3, 3)))
+    dy = rng.standard_normal(y.shape)
+    copied_layer, copied_tape = copy.deepcopy((layer, tape))
+    expected, grads = layer.backward(tape, dy), copied_layer.backward(copied_tape, dy)
+    np.testing.assert_array_equal(grads.x, expected.x)
+    copied_layer.parameters["bias_ih_l0"][:] += 1
+    assert not np.array_equal(copied_layer.parameters["bias_ih_l0"], layer.parameters["bias_ih_l0"])
+
+
+def test_no_rows_and_many_steps():
+    y, h_n = RNN(3, 4)(np.empty((2**40, 0, 3), "f4"))
+    assert y.shape == (2**40, 0, 4)
+    assert h_n.shape == (1, 0, 4)
 
 
 # ---- streams --------------------------------------------------------------------------------------
@@ -402,6 +453,18 @@ def test_stream_errors():
         stream.step(np.zeros((2, 3), complex))
     with pytest.raises(ValueError, match="Stream.state: state has shape"):
         stream.state = np.zeros((1, 1, 4))
+    for rows, error in (
+        (99, ValueError),
+        ("a", TypeError),
+        ([0.0], TypeError),
+        (np.ones((2, 2), bool), ValueError),
+    ):
+        with pytest.raises(error, match="Stream.reset: rows"):
+            stream.reset(rows)
+    with pytest.raises(TypeError, match="a Stream cannot be copied or pickled"):
+        copy.deepcopy(stream)
+    with pytest.raises(ValueError, match="resize"):
+        stream.step(np.zeros((2, 3))).resize((1,), refcheck=False)
     with pytest.raises(TypeError, match="expected a pair"):
         LSTM(3, 4).stream().state = np.zeros((1, 1, 4))
 
