@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-ROWS, STEPS, HIDDEN, EMBEDDING, LAYERS = 32, 128, 256, 64, 2
+ROWS, STEPS, HIDDEN, EMBEDDING, LAYERS = 32, 64, 256, 64, 2
 LEARNING_RATE, FLOOR, CLIP, DROPOUT = 3e-3, 0.01, 1.0, 0.3
 
 

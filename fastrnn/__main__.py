@@ -2,7 +2,11 @@
 
 import sys
 
-from .cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from .cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # while it was being imported: main has its own answer
+        print("fastrnn: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -8,12 +8,14 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from .callbacks import Callback, History
@@ -37,7 +39,7 @@ class Recipe:
     validation: float = 0.1
     epochs: int = 15
     batch_size: int = 32
-    bptt: int = 128
+    bptt: int = 64
     learning_rate: float = 3e-3
     schedule: str = "cosine"
     clip_norm: float = 1.0
@@ -47,7 +49,7 @@ class Recipe:
 #: For a text of the user's: about a megabyte, trained to the end.
 FULL = Recipe()
 #: For the text that comes with Python: a minute on two cores.
-DEMO = replace(FULL, layers=1, dropout=0.0, epochs=3, batch_size=16, bptt=64, learning_rate=4e-3)
+DEMO = replace(FULL, layers=1, dropout=0.0, epochs=3, batch_size=16, learning_rate=4e-3)
 
 #: The cosine ends at this share of the learning rate.
 FINAL_RATE = 0.01
@@ -83,18 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         status: int = arguments.run(arguments)
-        print(end="", flush=True)  # here, where a closed pipe is expected
+        sys.stdout.flush()  # here, where a closed pipe or a full disk is expected
         return status
-    except BrokenPipeError:
-        # The interpreter flushes once more when it exits.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         print("fastrnn: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (OSError, ValueError, ArithmeticError, ImportError, MemoryError) as error:
-        print(f"fastrnn: error: {_describe(error)}", file=sys.stderr)
+        _give_up_output()
+        if not isinstance(error, BrokenPipeError):
+            print(f"fastrnn: error: {_describe(error)}", file=sys.stderr)
         return 1
 
 
@@ -106,10 +105,31 @@ def _accept_any_text() -> None:
             reconfigure(errors="replace")
 
 
+def _give_up_output() -> None:
+    """Forget what standard output holds if it cannot be written: the interpreter tries again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Name the file in an error that does not, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+
+
 def _describe(error: BaseException) -> str:
     """One line, however the error was worded."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        # Whatever uses a file names it, see _naming; the rest is print.
+        name = "standard output" if error.filename is None else os.fsdecode(error.filename)
+        return f"{name}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -122,15 +142,28 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"fastrnn: error: {message} (see '{self.prog} -h')\n")
 
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file, flush=True)  # argparse would hide that the disk is full
 
-def _integer(minimum: int) -> Callable[[str], int]:
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # here, where main reports what goes wrong
+        super().exit(status, message)
+
+
+class _Checker(argparse.ArgumentParser):
+    """Errors as ValueError, for options that do not come from the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _integer(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        value = int(text)
-        if not minimum <= value < 2**31:
-            raise argparse.ArgumentTypeError(f"{text} is not in the range from {minimum}")
-        return value
+        with suppress(ValueError):
+            if minimum <= int(text) <= maximum:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"expected an integer from {minimum} to {maximum}, not {text!r}")
 
-    convert.__name__ = "integer"  # for "invalid integer value"
     return convert
 
 
@@ -149,6 +182,12 @@ _fraction = _number(">= 0 and < 1", lambda value: 0 <= value < 1)
 _share = _number("> 0 and <= 1", lambda value: 0 < value <= 1)
 _positive = _number("> 0", lambda value: value > 0)
 _at_least_0 = _number(">= 0", lambda value: value >= 0)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file, not ''")
+    return text
 
 
 def _picture(text: str) -> str:
@@ -207,19 +246,24 @@ examples:
                                                     go on after Ctrl-C or a crash
   fastrnn train *.txt --cell gru --hidden 512 --plot loss.png
 
-The model with the lowest validation loss is kept, also after Ctrl-C. OUT.ckpt has what --resume
-needs; it may be deleted when the training is over.""",
+OUT is the model with the lowest validation loss, also after Ctrl-C; until an epoch has ended, OUT
+is left as it was. OUT.ckpt has what --resume needs; it may be deleted when the training is over,
+and is not overwritten before, unless with --resume.""",
     )
     parser.add_argument("files", nargs="*", metavar="FILE", help="UTF-8 text; - is standard input")
     _add_recipe(parser)
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--out", default="model.safetensors", metavar="OUT", help="the model (default: %(default)s)"
+        "--out",
+        type=_path,
+        default="model.safetensors",
+        metavar="OUT",
+        help="the model (default: %(default)s)",
     )
     run.add_argument(
         "--resume", action="store_true", help="go on from OUT.ckpt, with the options it was begun with"
     )
-    run.add_argument("--csv", metavar="LOG", help="write the losses of each epoch to this file")
+    run.add_argument("--csv", type=_path, metavar="LOG", help="write the losses of each epoch to this file")
     run.add_argument("--plot", type=_picture, metavar="PNG", help="draw the losses (needs matplotlib)")
     run.add_argument(
         "--sample",
@@ -317,7 +361,13 @@ examples:
 
 
 def _add_threads(parser: Any) -> None:
-    parser.add_argument("--threads", type=_integer(1), metavar="N", help="use at most N processor cores")
+    parser.add_argument(
+        "--threads",
+        type=_integer(1, 1024),
+        metavar="N",
+        help="use at most N processor cores (default: FASTRNN_NUM_THREADS or 1; more threads help only "
+        "from about 512 hidden units or large batches on)",
+    )
 
 
 # ------------------------------------------------------------------------------------------- commands
@@ -353,34 +403,36 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     """Train a language model on text, save it, and show what it writes."""
-    _check_outputs(arguments)
+    try:
+        return _train_and_show(arguments)
+    except MemoryError as error:
+        raise MemoryError(
+            f"not enough memory ({_describe(error)}): choose a smaller --hidden, --layers, --embedding, "
+            "--batch-size or --bptt"
+        ) from None
+
+
+def _train_and_show(arguments: argparse.Namespace) -> int:
+    _check_files(arguments.files, arguments.out, arguments.csv, arguments.plot)
+    if not arguments.resume:
+        _check_checkpoint(_checkpoint_path(arguments.out))
     _set_threads(arguments.threads)
     text = _read_text(arguments.files)
     run = _choose_run(arguments, text)
+    _check_files(arguments.files, arguments.out, run.csv, arguments.plot)  # --csv may be the checkpoint's
     tokenizer, training, validation = _prepare(text, run.recipe)
     model = _build(run.recipe, tokenizer.vocab_size, steps=training[0].shape[1])
     model.metadata = {"tokenizer": tokenizer.to_json(), "recipe": asdict(run.recipe)}
     _introduce(arguments.files, len(text), tokenizer, model, run.recipe)
 
-    history = model.fit(
-        *training,
-        epochs=run.recipe.epochs,
-        batch_size=run.recipe.batch_size,
-        validation_data=validation,
-        callbacks=_callbacks(run, arguments.out, monitor="val_loss" if validation else "loss"),
-        shuffle=False,
-        truncate=run.recipe.bptt,
-        verbose=_verbosity(arguments.progress),
-        checkpoint=_checkpoint_path(arguments.out),
-        checkpoint_every=CHECKPOINT_EVERY,
-        resume=arguments.resume,
-    )
-    model.save(arguments.out)
-    _report(history, arguments.out, run.recipe)
+    with _blaming_checkpoint(arguments):
+        history = _fit(model, training, validation, run, arguments)
+        _report(history, arguments.out, run.recipe)
     if arguments.plot is not None and history.epoch:
         from .diagnostics import plot_history
 
-        plot_history(history, arguments.plot)
+        with _naming(arguments.plot):
+            plot_history(history, arguments.plot)
     if history.interrupted:
         return INTERRUPTED
     if arguments.sample:
@@ -401,6 +453,13 @@ class _Run:
     text_sha256: str
 
 
+class _Begun(NamedTuple):
+    """A run as its checkpoint has it."""
+
+    run: _Run
+    unfinished: bool  #: something is trained, but not all
+
+
 def _choose_run(arguments: argparse.Namespace, text: str) -> _Run:
     """The recipe: what was asked for, completed by that of the checkpoint, or the one for such a text."""
     given = {
@@ -416,7 +475,7 @@ def _choose_run(arguments: argparse.Namespace, text: str) -> _Run:
     if not os.path.exists(path):
         print(f"fastrnn: there is no {path}, training from the start", file=sys.stderr)
         return fresh
-    begun = _read_run(path)
+    begun = _read_checkpoint(path).run
     if begun.text_sha256 != digest:
         raise ValueError(f"--resume: {path} was begun with another text than that of FILE")
     for name, value in given.items():
@@ -429,7 +488,7 @@ def _choose_run(arguments: argparse.Namespace, text: str) -> _Run:
     return replace(begun, csv=arguments.csv or begun.csv)
 
 
-def _read_run(path: str) -> _Run:
+def _read_checkpoint(path: str) -> _Begun:
     from .checkpoint import open_file
 
     with open_file(path, "checkpoint") as file:
@@ -438,15 +497,94 @@ def _read_run(path: str) -> _Run:
             recipe, csv, digest = state["recipe"], state["csv"], state["text_sha256"]
         except (KeyError, IndexError, TypeError):
             raise ValueError("the checkpoint is not one of 'fastrnn train'") from None
-        known = asdict(FULL)
-        if not isinstance(recipe, dict) or recipe.keys() != known.keys():
-            raise ValueError("the checkpoint is of another version of 'fastrnn train'")
-        for name, value in recipe.items():
-            if type(value) is not type(known[name]):
-                raise ValueError(f"the recipe has {name} = {value!r}")
         if not isinstance(csv, str | None) or not isinstance(digest, str):
             raise ValueError("the checkpoint's csv or text_sha256 is no string")
-        return _Run(Recipe(**recipe), csv, digest)
+        run = _Run(_as_recipe(recipe), csv, digest)
+        position = file.document["position"]
+        done = [position[name] for name in ("epoch", "batch", "chunk")]
+        if not all(type(number) is int and number >= 0 for number in done):
+            raise ValueError(f"the checkpoint's position is {done}")
+        return _Begun(run, unfinished=any(done) and done[0] < run.recipe.epochs)
+
+
+def _as_recipe(values: Any) -> Recipe:
+    """The recipe of a file, checked as the command line is."""
+    known = asdict(FULL)
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        raise ValueError("the checkpoint is of another version of 'fastrnn train'")
+    for name, value in values.items():
+        if type(value) is not type(known[name]):
+            raise ValueError(f"the recipe has {name} = {value!r}")
+    checker = _Checker(add_help=False)
+    _add_recipe(checker)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return Recipe(**vars(checker.parse_args(options)))
+
+
+def _check_checkpoint(path: str) -> None:
+    """A run that did not end, or a file of something else, is not overwritten without a word."""
+    if not os.path.exists(path):
+        return
+    try:
+        unfinished = _read_checkpoint(path).unfinished
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it, or choose another --out") from None
+    if unfinished:
+        raise ValueError(f"{path} is of a run that did not end: go on with --resume, or delete it")
+
+
+@contextmanager
+def _blaming_checkpoint(arguments: argparse.Namespace) -> Iterator[None]:
+    """With --resume, whatever does not fit together is in the checkpoint: name it."""
+    path = _checkpoint_path(arguments.out)
+    faults = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
+    try:
+        yield
+    except (*faults, OverflowError, ZeroDivisionError) as fault:
+        if not arguments.resume or str(fault).startswith(path):
+            raise
+        raise ValueError(f"{path}: {type(fault).__name__}: {fault}") from fault
+
+
+def _fit(
+    model: Sequential, training: Rows, validation: Rows | None, run: _Run, arguments: argparse.Namespace
+) -> History:
+    """Train, save the best model, and say how fast it was."""
+    from .callbacks import LambdaCallback
+
+    recipe, out = run.recipe, arguments.out
+    callbacks = _callbacks(run, out, monitor="val_loss" if validation else "loss")
+    updates: list[
+        int
+    ] = []  # of this call, without those that a checkpoint had; each by its place in the epoch
+    callbacks.append(LambdaCallback(on_batch_end=lambda batch, logs: updates.append(batch)))
+    begin = time.monotonic()
+    with _naming(_checkpoint_path(out)):
+        history = model.fit(
+            *training,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            validation_data=validation,
+            callbacks=callbacks,
+            shuffle=False,
+            truncate=recipe.bptt,
+            verbose=_verbosity(arguments.progress),
+            checkpoint=_checkpoint_path(out),
+            checkpoint_every=CHECKPOINT_EVERY,
+            resume=arguments.resume,
+        )
+    seconds = time.monotonic() - begin
+    if history.epoch:
+        with _naming(out):
+            model.save(out)
+    rows, steps = training[0].shape
+    tokens = rows * sum(min(recipe.bptt, steps - index * recipe.bptt) for index in updates)
+    if tokens:
+        unit = "characters" if recipe.tokenizer == "char" else "tokens"
+        print(f"Trained in {timedelta(seconds=round(seconds))}, {tokens / seconds:,.0f} {unit} a second")
+    elif not history.interrupted:
+        print(f"Nothing was left to do: the training was over, after {len(history.epoch)} epochs")
+    return history
 
 
 def _callbacks(run: _Run, out: str, monitor: str) -> list[Callback]:
@@ -464,10 +602,18 @@ def _callbacks(run: _Run, out: str, monitor: str) -> list[Callback]:
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> None:
             super().on_epoch_end(epoch, logs)
             if self.best_epoch == epoch:
-                self.model.save(out)
+                with _naming(out):
+                    self.model.save(out)
+
+    class Log(CSVLogger):
+        """Names the file when the disk is full."""
+
+        def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> None:
+            with _naming(self.path):
+                super().on_epoch_end(epoch, logs)
 
     best = SaveBest(monitor, patience=run.recipe.epochs, restore_best_weights=True)
-    return [KeepRun(), best] + ([] if run.csv is None else [CSVLogger(run.csv)])
+    return [KeepRun(), best] + ([] if run.csv is None else [Log(run.csv)])
 
 
 def _read_text(files: Sequence[str]) -> str:
@@ -480,11 +626,12 @@ def _read_text(files: Sequence[str]) -> str:
 
 
 def _read_file(path: str) -> str:
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    name = "standard input" if path == "-" else path
+    with _naming(name):
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        name = "standard input" if path == "-" else path
         raise ValueError(f"{name}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -504,8 +651,10 @@ def _prepare(text: str, recipe: Recipe) -> tuple[Tokenizer, Rows, Rows | None]:
         tokenizer = CharTokenizer().fit(text)  # all of it: characters have to be known, or cannot be read
     ids, held_out_ids = tokenizer.encode(learnt), tokenizer.encode(held_out)
     if len(ids) <= recipe.batch_size or (recipe.validation and len(held_out_ids) < 2):
+        characters = recipe.tokenizer == "char"
+        size = f"{len(text)} characters" if characters else f"{len(ids) + len(held_out_ids)} tokens"
         raise ValueError(
-            f"the text is too short: {len(text)} characters, "
+            f"the text is too short: {size}, expected at least {_least_size(recipe)} "
             f"with --batch-size {recipe.batch_size} and --validation {recipe.validation}"
         )
     training = language_model_rows(ids, recipe.batch_size)
@@ -513,6 +662,13 @@ def _prepare(text: str, recipe: Recipe) -> tuple[Tokenizer, Rows, Rows | None]:
         return tokenizer, training, None
     rows = min(VALIDATION_ROWS, len(held_out_ids) - 1)
     return tokenizer, training, language_model_rows(held_out_ids, rows)
+
+
+def _least_size(recipe: Recipe) -> int:
+    """The fewest tokens that leave one for each row and the next, and two to validate on."""
+    share = recipe.validation
+    size = math.ceil(round((recipe.batch_size + 1) / (1 - share), 6))
+    return max(size, math.floor(1 / share) + 1) if share else size
 
 
 def _build(recipe: Recipe, vocab_size: int, steps: int) -> Sequential:
@@ -552,23 +708,51 @@ def _checkpoint_path(out: str) -> str:
     return out + ".ckpt"
 
 
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Find now what would go wrong after the training."""
-    for path in filter(None, (arguments.out, arguments.csv, arguments.plot)):
-        if os.path.isdir(path):
-            raise ValueError(f"{path}: is a directory")
-        parent = os.path.dirname(path) or "."
-        if not os.path.isdir(parent):
-            raise ValueError(f"{path}: there is no directory {parent}")
-    if arguments.plot is not None and importlib.util.find_spec("matplotlib") is None:
+def _check_files(files: Sequence[str], out: str, csv: str | None, plot: str | None) -> None:
+    """Find now what would go wrong after the training, and what it would destroy."""
+    outputs = {"--out": out, "the checkpoint": _checkpoint_path(out), "--csv": csv, "--plot": plot}
+    named = [("FILE", "/dev/stdin" if path == "-" else path) for path in files]
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        _check_output(path)
+        for other_name, other in named:
+            if _is_same_file(path, other):
+                raise ValueError(f"{other_name} {other} and {name} {path} are the same file")
+        named.append((name, path))
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ImportError("--plot needs matplotlib: pip install 'fastrnn[plot]'")
 
 
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        from .settings import set_num_threads
+def _check_output(path: str) -> None:
+    """Whether a file can be written there, in place of the one that may be there."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: is a directory")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: is not a regular file")
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise ValueError(f"{path}: may not be written")
+    if not os.path.isdir(folder):
+        raise ValueError(f"{path}: there is no directory {os.path.dirname(path) or folder}")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
-        set_num_threads(threads)
+
+def _is_same_file(a: str, b: str) -> bool:
+    if os.path.exists(a) and os.path.exists(b):
+        return os.path.samefile(a, b)
+    return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _set_threads(threads: int | None) -> None:
+    """One by default: the products of one step are too small to be worth sharing."""
+    from .settings import set_num_threads
+
+    if threads is not None or "FASTRNN_NUM_THREADS" not in os.environ:
+        set_num_threads(threads or 1)
 
 
 def _verbosity(progress: str) -> int:
@@ -599,8 +783,13 @@ def _report(history: History, out: str, recipe: Recipe) -> None:
         size = f"{best:.4f} nats ({best / math.log(2):.3f} bits)"
         unit = "character" if recipe.tokenizer == "char" else "token"
         print(f"Best {kind} loss: {size} per {unit}, after epoch {epoch}")
-    hint = ", 'fastrnn train ... --resume' goes on" if history.interrupted else ""
-    print(f"Saved {out}{hint}", flush=True)
+    if history.epoch:
+        print(f"Saved {out}")
+    else:
+        print(f"fastrnn: no epoch had ended: {out} is not written", file=sys.stderr)
+    if history.interrupted:
+        print("'fastrnn train ... --resume' goes on")
+    sys.stdout.flush()
 
 
 def _tokenizer_of(model: Sequential, path: str) -> Tokenizer:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .base import as_generator, as_size
-
-if TYPE_CHECKING:
-    from .model import Sequential
-    from .text import Tokenizer
+from .layers import Embedding
+from .model import Sequential
+from .text import Tokenizer
 
 #: float32 probabilities of a large vocabulary add up to 1 within this.
 _SUM_TOLERANCE = 1e-3
@@ -112,8 +111,7 @@ def iter_generate(
     num_generate = as_size("generate", "num_generate", num_generate, minimum=0)
     _check_sampling("generate", temperature, top_k, top_p)
     rng = as_generator("generate", seed)
-    if tokenizer.vocab_size == 0:
-        raise ValueError("generate: the tokenizer has no vocabulary, fit it first")
+    _check_model(model, tokenizer, prompt)
 
     stream = model.stream(1)
     probabilities = np.empty(0)
@@ -224,6 +222,27 @@ def _check_sampling(owner: str, temperature: Any, top_k: Any, top_p: Any) -> Non
         raise ValueError(f"{owner}: top_p is {top_p}, expected 0 < top_p <= 1")
 
 
+def _check_model(model: Any, tokenizer: Any, prompt: Any) -> None:
+    """Whether the model can read what the tokenizer makes of the prompt."""
+    expected = (("model", model, Sequential), ("tokenizer", tokenizer, Tokenizer), ("prompt", prompt, str))
+    for name, value, kind in expected:
+        if not isinstance(value, kind):
+            raise TypeError(f"generate: {name} is {type(value).__name__}, expected {kind.__name__}")
+    if tokenizer.vocab_size == 0:
+        raise ValueError("generate: the tokenizer has no vocabulary, fit it first")
+    first = model.layers[0]
+    if not isinstance(first, Embedding):
+        raise ValueError(
+            f"generate: the model begins with {type(first).__name__}, expected an Embedding: it must take "
+            "token ids"
+        )
+    if first.input_dim != tokenizer.vocab_size:
+        raise ValueError(
+            f"generate: the model's Embedding has input_dim = {first.input_dim}, "
+            f"expected the tokenizer's vocab_size = {tokenizer.vocab_size}"
+        )
+
+
 def _prompt_ids(tokenizer: Tokenizer, prompt: str, rng: np.random.Generator) -> NDArray[np.int32]:
     """The ids to read before the first token is drawn: at least one."""
     ids = tokenizer.encode(prompt)
@@ -243,7 +262,11 @@ def _step(stream: Any, token: int, tokenizer: Tokenizer) -> NDArray[np.float64]:
             f"expected the tokenizer's vocab_size = {tokenizer.vocab_size}"
         )
     p = p[0].copy()
-    # Written so that NaN fails it.
+    if not np.isfinite(p).all():
+        raise ValueError(
+            "generate: the model gives NaN or infinite probabilities: its weights are damaged, or its "
+            "training has diverged"
+        )
     if not (p.min() >= 0 and abs(p.sum() - 1) <= _SUM_TOLERANCE):
         raise ValueError(
             f"generate: the model's output has minimum {p.min():g} and sum {p.sum():g}, expected "

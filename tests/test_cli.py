@@ -2,6 +2,8 @@
 
 import argparse
 import io
+import os
+import runpy
 import subprocess
 import sys
 from datetime import timedelta
@@ -249,13 +251,108 @@ def test_resume_without_a_checkpoint_starts(trained, directory, capsys):
         ({}, "not one of 'fastrnn train'"),
         ({"recipe": {}, "csv": None, "text_sha256": ""}, "of another version"),
         ({"recipe": vars(cli.FULL) | {"hidden": "8"}, "csv": None, "text_sha256": ""}, "hidden = '8'"),
+        (
+            {"recipe": vars(cli.FULL) | {"cell": "foo"}, "csv": None, "text_sha256": ""},
+            "--cell: invalid choice: 'foo'",
+        ),
+        (
+            {"recipe": vars(cli.FULL) | {"bptt": 0}, "csv": None, "text_sha256": ""},
+            "--bptt: expected an integer from 1",
+        ),
+        (
+            {"recipe": vars(cli.FULL) | {"dropout": 2.0}, "csv": None, "text_sha256": ""},
+            "--dropout: 2.0 is not",
+        ),
         ({"recipe": vars(cli.FULL), "csv": 1, "text_sha256": ""}, "is no string"),
+        ({"recipe": vars(cli.FULL), "csv": None, "text_sha256": ""}, "'position'"),
     ],
 )
 def test_foreign_checkpoints(state, fault, capsys):
     write_file("out.ckpt", "checkpoint", {"callbacks": [state]})
     assert main(["train", "text.txt", "--out", "out", "--resume"]) == 1
-    assert fault in error_of(capsys)
+    error = error_of(capsys)
+    assert error.startswith("out.ckpt: ")
+    assert fault in error
+    # Nor is it overwritten.
+    assert main(["train", "text.txt", "--out", "out"]) == 1
+    assert "delete it, or choose another --out" in error_of(capsys)
+
+
+def damage(path, **parts):
+    document = read_file(path, "checkpoint")
+    write_file("out.ckpt", "checkpoint", document | parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"position": {"epoch": 1, "batch": 0, "chunk": 0, "seed": "x", "states": 7}},
+        {"history": []},
+        {"history": {"history": {"loss": ["a"], "val_loss": [None]}, "epoch": [0], "losses": np.zeros(1)}},
+        {"optimizer": None},
+        {"logs": 3},
+        {"generators": [1]},
+        {"callbacks": None},
+        {"best": {"value": "?", "epoch": 0, "weights": {}}},
+        {"parameters": []},
+    ],
+)
+def test_a_hostile_checkpoint_is_an_error_of_one_line(parts, trained, capsys):
+    damage(trained / "model.safetensors.ckpt", **parts)
+    status = main(["train", "text.txt", "--out", "out", "--resume", "--sample", "0", "--progress", "none"])
+    if status:  # what is not needed any more may be wrong
+        assert error_of(capsys).startswith("out.ckpt: ")
+
+
+def test_an_unfinished_run_is_not_overwritten(directory, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 2, OSError("power cut"))
+        assert train() == 1
+    before = (directory / "model.safetensors.ckpt").read_bytes()
+    capsys.readouterr()
+    assert train() == 1
+    assert "did not end: go on with --resume, or delete it" in error_of(capsys)
+    assert (directory / "model.safetensors.ckpt").read_bytes() == before
+    assert train("--resume") == 0
+    assert train() == 0  # a run that did end may be overwritten
+
+
+def test_ctrl_c_in_the_first_epoch_keeps_the_old_model(directory, monkeypatch, capsys):
+    (directory / "model.safetensors").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 1, KeyboardInterrupt())
+        assert train() == 130
+    output = capsys.readouterr()
+    assert "no epoch had ended: model.safetensors is not written" in output.err
+    assert "Saved" not in output.out
+    assert (directory / "model.safetensors").read_bytes() == b"old"
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained, directory, capsys):
+    (directory / "out.ckpt").write_bytes((trained / "model.safetensors.ckpt").read_bytes())
+    assert main(["train", "text.txt", "--out", "out", "--resume", "--csv", "log.csv", "--sample", "0"]) == 0
+    assert "Nothing was left to do: the training was over, after 3 epochs" in capsys.readouterr().out
+
+
+def test_speed_counts_what_was_trained(monkeypatch, capsys):
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock, 110.0))
+    training, _ = cli._prepare(TEXT, cli.Recipe(batch_size=4))[1:]
+    assert train() == 0
+    assert (
+        f"Trained in 0:00:10, {3 * training[0].size / 10:,.0f} characters a second" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("threads", [(), ("--threads", "2")])
+def test_threads(threads, monkeypatch):
+    monkeypatch.delenv("FASTRNN_NUM_THREADS", raising=False)
+    before = fastrnn.get_num_threads()
+    try:
+        assert train("--epochs", "1", *threads) == 0
+        assert fastrnn.get_num_threads() == (2 if threads else 1)
+    finally:
+        fastrnn.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -267,11 +364,12 @@ def test_foreign_checkpoints(state, fault, capsys):
         ([], "the following arguments are required: COMMAND"),
         (["dance"], "invalid choice: 'dance'"),
         (["train", "--cell", "qrnn"], "argument --cell: invalid choice: 'qrnn'"),
-        (["train", "--hidden", "0"], "argument --hidden: 0 is not in the range from 1"),
-        (["train", "--hidden", "many"], "argument --hidden: invalid integer value: 'many'"),
+        (["train", "--hidden", "0"], "argument --hidden: expected an integer from 1 to 2147483647, not '0'"),
+        (["train", "--hidden", "many"], "expected an integer from 1 to 2147483647, not 'many'"),
         (["train", "--dropout", "1"], "argument --dropout: 1 is not a number >= 0 and < 1"),
         (["train", "--learning-rate", "nan"], "argument --learning-rate: nan is not a number > 0"),
         (["train", "--plot", "loss.exe"], "argument --plot: 'loss.exe' does not end in"),
+        (["train", "--out", ""], "argument --out: expected the name of a file, not ''"),
         (["train", "--no-such"], "unrecognized arguments: --no-such"),
         (["generate"], "the following arguments are required: MODEL"),
         (["generate", "m", "--temperature", "-1"], "argument --temperature: -1 is not a number >= 0"),
@@ -291,7 +389,10 @@ def test_bad_arguments_exit_with_2(arguments, message, capsys):
         (["train", "missing.txt"], "missing.txt: No such file or directory"),
         (["train", "."], ".: Is a directory"),
         (["train", "binary"], "binary: not UTF-8 text: invalid start byte at byte 1"),
-        (["train", "short.txt"], "too short: 3 characters, with --batch-size 32 and --validation 0.1"),
+        (
+            ["train", "short.txt"],
+            "too short: 3 characters, expected at least 37 with --batch-size 32 and --validation 0.1",
+        ),
         (["train", "empty.txt"], "too short: 0 characters"),
         (["train", "short.txt", "--batch-size", "1"], "too short: 3 characters"),
         (["train", "text.txt", "--out", "no/model"], "no/model: there is no directory no"),
@@ -313,6 +414,55 @@ def test_errors_are_one_line_and_exit_with_1(arguments, message, directory, trai
     model.save("damaged", metadata={"tokenizer": "{}"})
     assert main(arguments) == 1
     assert message in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "text.txt"], "FILE text.txt and --out text.txt are the same file"),
+        (["--out", "./sub/../text.txt"], "are the same file"),
+        (["--out", "link"], "FILE text.txt and --out link are the same file"),
+        (["--csv", "text.txt"], "FILE text.txt and --csv text.txt are the same file"),
+        (["--out", "a", "--csv", "./a"], "--out a and --csv ./a are the same file"),
+        (["--out", "a", "--csv", "a.ckpt"], "the checkpoint a.ckpt and --csv a.ckpt are the same file"),
+        (["--csv", "a.png", "--plot", "a.png"], "--csv a.png and --plot a.png are the same file"),
+        (["--out", "/dev/null"], "/dev/null: is not a regular file"),
+        (["--csv", "/dev/full"], "/dev/full: is not a regular file"),
+        (["--plot", "no/a.png"], "no/a.png: there is no directory no"),
+    ],
+)
+def test_outputs_are_checked_before_the_training(arguments, message, directory, capsys):
+    (directory / "sub").mkdir()
+    (directory / "link").symlink_to("text.txt")
+    before = sorted(directory.iterdir())
+    assert main(["train", "text.txt", *SMALL, *arguments]) == 1
+    assert message in error_of(capsys)
+    assert (directory / "text.txt").read_text(encoding="utf-8") == TEXT
+    assert sorted(directory.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch, capsys):
+    def fail(dir):
+        raise PermissionError(13, "Permission denied", f"{dir}/x")
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", fail)
+    assert train() == 1
+    assert error_of(capsys) == "model.safetensors: Permission denied"
+
+
+def test_too_large_a_model_names_the_options(capsys):
+    assert main(["train", "text.txt", "--hidden", "1000000", "--embedding", "1"]) == 1
+    assert "choose a smaller --hidden, --layers" in error_of(capsys)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.1, 0.3, 0.5, 0.9, 0.99, 0.001])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_the_least_size_is_just_enough(validation, batch_size):
+    recipe = cli.Recipe(validation=validation, batch_size=batch_size)
+    size = cli._least_size(recipe)
+    cli._prepare("a" * size, recipe)
+    with pytest.raises(ValueError, match=f"expected at least {size} with"):
+        cli._prepare("a" * (size - 1), recipe)
 
 
 def test_divergence_is_an_error_of_one_line(capsys):
@@ -339,7 +489,7 @@ def test_help(command, capsys):
     output = capsys.readouterr().out
     assert output.startswith("usage: fastrnn")
     if command == ["train"]:
-        assert " ".join(output.split()).count("(default: ") == len(vars(cli.FULL)) + 2
+        assert " ".join(output.split()).count("(default: ") == len(vars(cli.FULL)) + 3
 
 
 def test_every_part_of_the_recipe_is_an_option():
@@ -372,9 +522,33 @@ def test_module_can_be_run(trained, capsys):
         assert errors == "fastrnn: error: no such file: No such file or directory\n"
 
 
+def test_ctrl_c_before_main_ends_it_quietly(monkeypatch, capsys):
+    class Interrupted:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "fastrnn.cli", Interrupted())
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("fastrnn", run_name="__main__")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "fastrnn: interrupted\n"
+
+
 def test_a_closed_pipe_ends_it_quietly(trained):
     with run("generate", trained / "model.safetensors", "--length", 10**9) as process:
         assert len(process.stdout.read(100)) == 100  # streamed, long before the end
         process.stdout.close()
         assert process.wait(timeout=60) == 1
         assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("info",), ("-h",)])
+def test_a_full_standard_output_is_named(arguments, unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fastrnn", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, encoding="utf-8", timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "fastrnn: error: standard output: No space left on device\n"

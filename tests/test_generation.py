@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastrnn import LSTM, Dense, Embedding, Sequential
 from fastrnn.generation import generate, iter_generate, sample
 from fastrnn.text import CharTokenizer, WordTokenizer
 
@@ -120,10 +121,11 @@ def test_wrong_arguments_are_named(probabilities, options, error, message):
         sample(probabilities, **options)
 
 
-class Bigrams:
+class Bigrams(Sequential):
     """A model whose next token depends on the sum of all it has read, and that counts its steps."""
 
     def __init__(self, vocab_size, table=None):
+        super().__init__([Embedding(vocab_size, 1, rng=0)])
         self.vocab_size = vocab_size
         self.table = np.eye(vocab_size) if table is None else table
         self.read = []
@@ -185,15 +187,23 @@ def test_generate_checks_before_the_first_token():
         iter_generate(Bigrams(3), tokenizer, "a", temperature=-1)
     with pytest.raises(ValueError, match="'z' at position 1"):
         iter_generate(Bigrams(3), tokenizer, "az")
-    with pytest.raises(TypeError, match="text is NoneType"):
+    with pytest.raises(TypeError, match="generate: prompt is NoneType, expected str"):
         iter_generate(Bigrams(3), tokenizer, None)
+    with pytest.raises(TypeError, match="generate: model is NoneType, expected Sequential"):
+        generate(None, tokenizer, "a")
+    with pytest.raises(TypeError, match="generate: tokenizer is NoneType, expected Tokenizer"):
+        generate(Bigrams(3), None, "a")
     with pytest.raises(ValueError, match="fit it first"):
         iter_generate(Bigrams(3), CharTokenizer(), "")
-    with pytest.raises(ValueError, match="gives 4 values, expected the tokenizer's vocab_size = 3"):
+    with pytest.raises(ValueError, match="input_dim = 4, expected the tokenizer's vocab_size = 3"):
         iter_generate(Bigrams(4), tokenizer, "a")
+    with pytest.raises(ValueError, match="gives 4 values, expected the tokenizer's vocab_size = 3"):
+        iter_generate(Bigrams(3, np.full((3, 4), 0.25)), tokenizer, "a")
+    with pytest.raises(ValueError, match="begins with LSTM, expected an Embedding"):
+        iter_generate(Sequential([LSTM(3, 3, rng=0), Dense(3, 3, rng=0)]), tokenizer, "a")
     with pytest.raises(ValueError, match="softmax"):
         iter_generate(Bigrams(3, np.full((3, 3), 2.0)), tokenizer, "a")
-    with pytest.raises(ValueError, match="softmax"):
+    with pytest.raises(ValueError, match="NaN or infinite probabilities"):
         iter_generate(Bigrams(3, np.full((3, 3), np.nan)), tokenizer, "a")
 
 
