@@ -1,8 +1,8 @@
 """fastrnn: RNN, LSTM and GRU layers for the CPU, forward and backward, in a small package.
 
     layers      RNN, LSTM, GRU; Embedding, Dense, Dropout, LastStep
-    training    Sequential, losses, optimizers, schedules, callbacks, load
-    text        text (tokenizers), generate
+    training    Sequential, pad_sequences, losses, optimizers, schedules, callbacks, load
+    text        text (tokenizers), generate, iter_generate
     functional  one layer, one direction, over plain arrays; reference: the same in NumPy
     diagnostics gradient_flow: what vanishes and what explodes
     settings    set_num_threads, get_num_threads, show_config
@@ -21,11 +21,12 @@ except ImportError as error:
 
 from . import callbacks, diagnostics, functional, losses, optimizers, reference, schedules, text
 from .base import Gradients
-from .generation import generate
+from .generation import generate, iter_generate
 from .layers import Dense, Dropout, Embedding, LastStep
 from .model import Sequential, load
 from .recurrent import GRU, LSTM, RNN
 from .settings import get_num_threads, set_num_threads, show_config
+from .training import pad_sequences
 from .version import __version__
 
 __all__ = [
@@ -44,9 +45,11 @@ __all__ = [
     "functional",
     "generate",
     "get_num_threads",
+    "iter_generate",
     "load",
     "losses",
     "optimizers",
+    "pad_sequences",
     "reference",
     "schedules",
     "set_num_threads",

@@ -1,6 +1,6 @@
 from typing import Any
 
-from .base import Array
+from .arguments import Array
 
 def isas() -> list[str]: ...
 def use_isa(name: str) -> str: ...

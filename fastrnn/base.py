@@ -12,9 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .arguments import Array, as_array, as_dtype, as_fraction, as_generator, as_size, check_shape
-
-__all__ = ["Array", "Gradients", "Layer", "State", "as_dtype", "as_fraction", "as_generator", "as_size"]
+from .arguments import Array, as_array, check_shape
 
 State = Any  # None, an array, or a tuple of arrays: only the layer that made it looks inside
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .base import Array, as_size
+from .arguments import Array, as_size
+from .checkpoint import as_path, check_like
+from .schedules import as_number
 
 if TYPE_CHECKING:
     from .model import Sequential
@@ -65,7 +68,7 @@ class Callback:
         """After an epoch and its validation; `logs` has ``loss``, with validation data ``val_loss`` too."""
 
     def on_train_end(self, logs: Logs) -> None:
-        """After the last epoch, also of an interrupted run; `logs` is that of the last epoch."""
+        """After the last epoch and after Ctrl-C, but not after an error; `logs` is that of the last epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values and arrays in dicts and lists."""
@@ -116,12 +119,8 @@ class _Monitor(Callback):
             raise TypeError(f"{owner}: monitor is {monitor!r}, expected the name of a logged value")
         if mode not in ("min", "max"):
             raise ValueError(f"{owner}: mode is {mode!r}, expected 'min' or 'max'")
-        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)):
-            raise TypeError(f"{owner}: min_delta is {min_delta!r}, expected a number")
-        if not 0 <= min_delta < math.inf:
-            raise ValueError(f"{owner}: min_delta is {min_delta}, expected a finite number >= 0")
         self.monitor = monitor
-        self.min_delta = float(min_delta)
+        self.min_delta = as_number(owner, "min_delta", min_delta)
         self.mode = mode
         self._reset()
 
@@ -149,7 +148,10 @@ class _Monitor(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best = float(state["best"])
+        best = state["best"]
+        if type(best) is not float or math.isnan(best):
+            raise ValueError(f"{type(self).__name__}: best is {str(best)[:80]!r}, expected a number")
+        self.best = best
 
 
 class EarlyStopping(_Monitor):
@@ -166,7 +168,8 @@ class EarlyStopping(_Monitor):
     mode
         ``"min"`` or ``"max"``: which way is better.
     restore_best_weights
-        Whether the model gets the weights of the best epoch in the end, however the run ends.
+        Whether the model gets the weights of the best epoch when the run ends, by itself or by Ctrl-C. After
+        an error, TrainingDiverged say, it keeps those it has.
 
     Attributes
     ----------
@@ -223,10 +226,15 @@ class EarlyStopping(_Monitor):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        epoch, weights = range(2**31), state["weights"]
+        for name in ("best_epoch", "stopped_epoch"):
+            check_like(f"EarlyStopping: {name}", state[name], None if state[name] is None else epoch)
+        check_like("EarlyStopping: waited", state["waited"], epoch)
+        check_like("EarlyStopping: weights", weights, None if weights is None else self.model.parameters)
         super().load_state_dict(state)
         self.best_epoch, self.stopped_epoch = state["best_epoch"], state["stopped_epoch"]
-        self._waited = int(state["waited"])
-        self._weights = state["weights"] if self.restore_best_weights else None
+        self._waited = state["waited"]
+        self._weights = weights if self.restore_best_weights else None
 
 
 class ModelCheckpoint(_Monitor):
@@ -254,17 +262,29 @@ class ModelCheckpoint(_Monitor):
         mode: str = "min",
         save_best_only: bool = False,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = as_path("ModelCheckpoint", path)
         self.save_best_only = bool(save_best_only)
         super().__init__(monitor, 0.0, mode)
 
     def on_train_begin(self, logs: Logs) -> None:
         if self.save_best_only:
             super().on_train_begin(logs)
+        directory = os.path.dirname(self._path_of(0, dict.fromkeys(self.params["metrics"], 0.0))) or os.curdir
+        if not os.path.isdir(directory):
+            raise FileNotFoundError(errno.ENOENT, "ModelCheckpoint: there is no such directory", directory)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         if not self.save_best_only or self._improves(logs[self.monitor]):
-            self.model.save(self.path.format(**{**logs, "epoch": epoch + 1}))
+            self.model.save(self._path_of(epoch, logs))
+
+    def _path_of(self, epoch: int, logs: Logs) -> str:
+        values = {**logs, "epoch": epoch + 1}
+        try:
+            return self.path.format(**values)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"ModelCheckpoint: path {self.path!r} can't be formatted with {list(values)}: {error!r}"
+            ) from error
 
 
 class CSVLogger(Callback):
@@ -282,7 +302,7 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str], append: bool = False) -> None:
-        self.path = os.fspath(path)
+        self.path = as_path("CSVLogger", path)
         self.append = bool(append)
 
     def on_train_begin(self, logs: Logs) -> None:
@@ -303,7 +323,8 @@ class CSVLogger(Callback):
         return {"size": self._size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._size = min(int(state["size"]), os.path.getsize(self.path))
+        check_like("CSVLogger: size", state["size"], range(2**63))
+        self._size = min(state["size"], os.path.getsize(self.path))
 
 
 class LambdaCallback(Callback):

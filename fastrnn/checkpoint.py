@@ -15,11 +15,12 @@ with the size of the file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
-import threading
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,9 +29,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Array
+from .arguments import Array
 
-__all__ = ["TensorFile", "TensorInfo", "open_file", "read_file", "write_atomically", "write_file"]
+__all__ = [
+    "TensorFile",
+    "TensorInfo",
+    "as_path",
+    "check_like",
+    "open_file",
+    "read_file",
+    "write_atomically",
+    "write_file",
+]
 
 VERSION = 1
 
@@ -69,19 +79,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that, whatever happens, `path` is either what it was or all of `data`.
 
     A temporary file beside it is written, synced and renamed over it, and the directory is synced. If
-    the process is killed in between, the temporary file (``.name.pid-thread.tmp``) may be left over.
+    the process is killed in between, the temporary file (a dot, 16 digits, ``.tmp``) may be left over.
 
     Parameters
     ----------
     path
-        Where to; a symbolic link is followed.
+        Where to; a symbolic link is followed. A file that is there already keeps its permissions.
     data
         The whole contents.
 
     Raises
     ------
     OSError
-        If it cannot be written. The old file is then still there, and the temporary one isn't.
+        If it cannot be written, or something is there that is no regular file: a directory, a device. What
+        was there is then still there, and the temporary file isn't.
+    ValueError, TypeError
+        If `path` is empty, or no path.
 
     Examples
     --------
@@ -91,14 +104,51 @@ def write_atomically(path: Path, data: bytes) -> None:
     >>> path.read_bytes()
     b'abc'
     """
-    directory, name = os.path.split(os.path.realpath(path))
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    path = as_path("write", path)
     try:
-        with open(temporary, "wb") as file:
+        _replace(os.path.realpath(path), _mode_of(path), data)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error  # not the name of the temporary file
+
+
+def as_path(owner: str, path: Any, name: str = "path") -> str:
+    """The path of a file, as a string; TypeError or ValueError names the argument."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"{owner}: {name} is {path!r}, expected the path of a file")
+    result = os.fspath(path)
+    if not result or "\0" in result:
+        raise ValueError(f"{owner}: {name} is {result!r}, expected the path of a file")
+    return result
+
+
+def _mode_of(path: str) -> int | None:
+    """The permissions of the regular file at `path`, None if there is nothing; OSError for anything else."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if not path.endswith(os.sep):
+            return None
+        mode = stat.S_IFDIR
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file")
+    return stat.S_IMODE(mode)
+
+
+def _replace(target: str, mode: int | None, data: bytes) -> None:
+    directory = os.path.dirname(target)
+    temporary = os.path.join(directory, f".{os.urandom(8).hex()}.tmp")  # short: names have a limit
+    try:
+        with open(temporary, "xb") as file:
+            if mode is not None and hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, os.path.join(directory, name))
+        os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
@@ -250,7 +300,7 @@ def open_file(path: Path, kind: str) -> Iterator[TensorFile]:
     FileNotFoundError, OSError
         If it cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open(as_path("load", path), "rb") as file:
         try:
             yield TensorFile(file, kind)
         except _FAULTS as fault:
@@ -272,9 +322,53 @@ def read_file(path: Path, kind: str) -> Any:
         return file.read_document()
 
 
+def check_like(name: str, value: Any, like: Any) -> None:
+    """ValueError unless `value`, which comes from a file, is as `like` describes it.
+
+    Parameters
+    ----------
+    name
+        What it is, for messages.
+    value
+        A document or a part of one.
+    like
+        A mapping or a sequence of descriptions (the same keys, the same length), an array (the same shape
+        and dtype), a range (an integer in it), None, or a type: exactly that one, `float` for a finite
+        number, `object` for anything.
+
+    Examples
+    --------
+    >>> check_like("run", {"epoch": 3, "loss": 0.5}, {"epoch": range(10), "loss": float})
+    """
+    if isinstance(like, Mapping):
+        if not isinstance(value, dict) or value.keys() != like.keys():
+            raise ValueError(f"{name} is not an object with the keys {list(like)}")
+        for key, item in like.items():
+            check_like(f"{name}.{key}", value[key], item)
+    elif isinstance(like, (list, tuple)):
+        if not isinstance(value, list) or len(value) != len(like):
+            raise ValueError(f"{name} is not a list of {len(like)}")
+        for index, item in enumerate(like):
+            check_like(f"{name}[{index}]", value[index], item)
+    elif isinstance(like, np.ndarray):
+        if not isinstance(value, np.ndarray) or (value.shape, value.dtype) != (like.shape, like.dtype):
+            raise ValueError(f"{name} is not an array of {like.dtype} with shape {like.shape}")
+    elif isinstance(like, range):
+        if type(value) is not int or value not in like:
+            raise ValueError(
+                f"{name} is {_short(value)}, expected an integer from {like.start} to {like.stop - 1}"
+            )
+    elif like is None:
+        if value is not None:
+            raise ValueError(f"{name} is {_short(value)}, expected null")
+    elif like is not object and (type(value) is not like or (like is float and not math.isfinite(value))):
+        finite = "a finite " if like is float else ""
+        raise ValueError(f"{name} is {_short(value)}, expected {finite}{like.__name__}")
+
+
 def _short(value: Any) -> str:
     """For a message, however long it is in a hostile file."""
-    return repr(value) if isinstance(value, (int, float)) else repr(str(value)[:80])
+    return repr(value)[:80] if isinstance(value, (int, float)) else repr(str(value)[:80])
 
 
 def _some(names: Iterable[str]) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .base import Array, State, as_generator
+from .arguments import Array, as_array, as_generator, check_ndim
+from .base import State
 from .callbacks import History
 from .checkpoint import Path
 from .recurrent import Recurrent
@@ -70,9 +71,11 @@ def gradient_flow(
     [0.125, 0.25, 0.5, 1.0]
     """
     _check_layer(layer, of)
-    x = np.asarray(x)
+    x = as_array("gradient_flow", "x", x, layer.dtype)
+    letters = "(B, T, I)" if layer.batch_first else "(T, B, I)"
+    check_ndim("gradient_flow", "x", x, letters, "(T, I)")
     time = 1 if layer.batch_first and x.ndim == 3 else 0
-    T = x.shape[time] if x.ndim > time else 0
+    T = x.shape[time]
     tapes = []
     steps = [slice(t, t + 1) for t in range(T)]
     for step in steps or [slice(0, 0)]:  # no steps give the initial state, and the layer's own errors
@@ -135,9 +138,14 @@ def plot_gradient_flow(flows: Mapping[str, ArrayLike], path: Path | None = None)
     ImportError
         Without matplotlib, the ``plot`` extra.
     """
+    if not isinstance(flows, Mapping):
+        raise TypeError(
+            f"plot_gradient_flow: flows is {type(flows).__name__}, expected a mapping from labels"
+        )
     figure, axes = _new_figure()
     for label, flow in flows.items():
-        norms = np.asarray(flow, dtype=np.float64)
+        norms = as_array("plot_gradient_flow", f"flows[{label!r}]", flow, np.dtype(np.float64))
+        check_ndim("plot_gradient_flow", f"flows[{label!r}]", norms, "(T + 1)")
         back = np.arange(len(norms))[::-1]
         axes.semilogy(back, np.where(norms > 0, norms, np.nan), label=label)  # a logarithm has no 0
     axes.set_xlabel("steps back in time")
@@ -155,6 +163,8 @@ def plot_history(history: History | Mapping[str, ArrayLike], path: Path | None =
     path
         As for `plot_gradient_flow`, and so are the result and the errors.
     """
+    if not isinstance(history, (History, Mapping)):
+        raise TypeError(f"plot_history: history is {type(history).__name__}, expected what fit returned")
     figure, axes = _new_figure()
     values = history.history if isinstance(history, History) else history
     epochs = max((len(np.asarray(losses)) for losses in values.values()), default=0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .base import as_generator, as_size
+from .arguments import as_generator, as_size
 from .layers import Embedding
 from .model import Sequential
 from .text import Tokenizer

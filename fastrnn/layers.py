@@ -18,8 +18,18 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .arguments import as_array, as_lengths, check_ndim, check_shape
-from .base import Array, Gradients, Layer, State, as_dtype, as_fraction, as_generator, as_size
+from .arguments import (
+    Array,
+    as_array,
+    as_dtype,
+    as_fraction,
+    as_generator,
+    as_lengths,
+    as_size,
+    check_ndim,
+    check_shape,
+)
+from .base import Gradients, Layer, State
 
 __all__ = ["Dense", "Dropout", "Embedding", "LastStep"]
 
@@ -106,6 +116,7 @@ class Embedding(_StatelessLayer):
     -----
     `x` holds ids ``0 <= id < V`` in any integer dtype and any shape; y has that shape with an axis of E
     after it. TypeError for ids that aren't integers, ValueError (with the worst id) for those out of range.
+    The tape may refer to the caller's ids: leave them unchanged until `backward`.
     The parameter is ``weight`` (V, E). Its gradient sums the rows of dy id by id, always in the order of
     the positions, so it has the same bits each time. ``Gradients.x`` is None.
 
@@ -373,8 +384,9 @@ class Dropout(_StatelessLayer):
 
     Notes
     -----
-    Calling the layer (inference) returns x as it is. `x` is float32 or float64 of any shape, TypeError for
-    other dtypes; y has its dtype. The tape holds one byte for each element.
+    Where nothing is dropped, at inference or with a rate of 0, y is x itself and not a copy. `x` is float32
+    or float64 of any shape, TypeError for other dtypes; y has its dtype. The tape holds one byte for each
+    element.
 
     Examples
     --------
@@ -426,6 +438,11 @@ class LastStep(_StatelessLayer):
     With ``lengths`` (B,) that is step ``lengths[b] - 1`` of row b; without, step T - 1. A row of
     length 0 has no last step and gives zeros, and so do all rows where T = 0. `x` is float32 or float64,
     TypeError for other dtypes; y has its dtype. The tape holds the lengths alone.
+
+    After a bidirectional layer the reverse half of the features is that of the reverse direction's *first*
+    step: at the last real step it has seen that one step only (in PyTorch ``y[-1]`` is the same). The state
+    that has seen all steps of both directions is the layer's final state, which a Sequential doesn't pass
+    on; there put a recurrent layer of one direction between the two, ``GRU(2 * H, H), LastStep()``.
 
     Examples
     --------

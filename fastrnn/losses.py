@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .base import Array
+from .arguments import Array
 
 __all__ = [
     "CategoricalCrossentropy",
@@ -314,7 +314,7 @@ def from_config(config: Mapping[str, Any]) -> Loss:
     """The loss whose `config` this is; ValueError for an unknown name or wrong options."""
     options = dict(config)
     loss = options.pop("name", None)
-    if loss not in _LOSSES:
+    if not isinstance(loss, str) or loss not in _LOSSES:
         raise ValueError(f"loss: name is {loss!r}, expected one of {list(_LOSSES)}")
     try:
         return _LOSSES[loss](**options)
@@ -323,7 +323,7 @@ def from_config(config: Mapping[str, Any]) -> Loss:
 
 
 def get(loss: str | Loss) -> Loss:
-    """`loss` itself if it is a Loss, else a new one by its name, as Keras users write it.
+    """`loss` itself if it is a Loss, else a new one by its name, as Keras users write it (in any case).
 
     ValueError for an unknown name, TypeError for what is neither a name nor a Loss.
     """
@@ -331,4 +331,4 @@ def get(loss: str | Loss) -> Loss:
         return loss
     if not isinstance(loss, str):
         raise TypeError(f"loss: {loss!r}, expected a Loss or one of {list(_LOSSES)}")
-    return from_config({"name": loss})
+    return from_config({"name": loss.lower()})

@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import losses, optimizers
-from .base import Array, Gradients, Layer, State, as_generator, as_size
+from .arguments import Array, as_array, as_generator, as_size
+from .base import Gradients, Layer, State
 from .callbacks import Callback, History
-from .checkpoint import Path, TensorInfo, open_file, write_file
+from .checkpoint import Path, TensorInfo, as_path, open_file, write_file
 from .layers import Dense, Dropout, Embedding, LastStep
 from .losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
 from .optimizers import Optimizer
 from .recurrent import GRU, LSTM, RNN, Recurrent
-from .training import CheckpointPlan, Run, Samples, TrainingDiverged, deferred_interrupt
+from .schedules import as_number
+from .training import CheckpointPlan, Run, Samples, TrainingDiverged, as_data, deferred_interrupt
 
 __all__ = ["ModelStream", "Sequential", "TrainingDiverged", "load"]
 
@@ -70,9 +72,11 @@ class Sequential(Layer):
     """
 
     def __init__(self, layers: Iterable[Layer], *, rng: int | np.random.Generator | None = None) -> None:
+        if not isinstance(layers, Iterable):
+            raise TypeError(f"Sequential: layers is {type(layers).__name__}, expected a list of layers")
         self.layers = tuple(layers)
         self.rng = as_generator("Sequential", rng)
-        _check_layers(self.layers)
+        self._width = _check_layers(self.layers)  # of the output, None if unknown
         self.dtype = _common_dtype(self.layers)
         self._parameters = {
             f"{index}.{name}": value
@@ -111,14 +115,8 @@ class Sequential(Layer):
         )
 
     def _as_input(self, x: Array) -> Array:
-        """Time-major x as the first layer's underscore methods want it."""
-        if isinstance(self.layers[0], Embedding):
-            return x
-        if x.dtype.kind not in "fiub":
-            raise TypeError(f"Sequential: x has dtype {x.dtype}, expected a real dtype")
-        if x.ndim != 3:
-            raise ValueError(f"Sequential: x has {x.ndim} dimensions, expected (N, T, I)")
-        return np.ascontiguousarray(x, self.dtype)
+        """Time-major x, which has been checked, as the first layer's underscore methods want it."""
+        return x if isinstance(self.layers[0], Embedding) else np.ascontiguousarray(x, self.dtype)
 
     def _infer(
         self, x: Array, state: State, lengths: Array | None, *, logits: bool = False
@@ -126,7 +124,6 @@ class Sequential(Layer):
         x = self._as_input(x)
         states: list[State] = []
         for layer, initial in zip(self.layers, state or [None] * len(self.layers), strict=True):
-            _check_width(layer, x)
             if logits and layer is self.layers[-1]:
                 (x, _), final = layer._forward_logits(x), None  # type: ignore[attr-defined]
             else:
@@ -143,7 +140,6 @@ class Sequential(Layer):
         states: list[State] = []
         tapes: list[Any] = []
         for layer, initial in zip(self.layers, state or [None] * len(self.layers), strict=True):
-            _check_width(layer, x)
             if logits and layer is self.layers[-1]:
                 (x, tape), final = layer._forward_logits(x), None  # type: ignore[attr-defined]
             else:
@@ -200,11 +196,12 @@ class Sequential(Layer):
             raise TypeError("compile: loss is missing, expected a Loss or its name")
         if clip_norm is not None and clip_value is not None:
             raise ValueError("compile: clip_norm and clip_value are both given, expected one of them")
-        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None:
-                _check_limit(name, limit)
+        limits = [
+            None if limit is None else as_number("compile", name, limit, positive=True)
+            for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value))
+        ]
         self._optimizer, self._loss = optimizers.get(optimizer), losses.get(loss)
-        self._clip_norm, self._clip_value = clip_norm, clip_value
+        self._clip_norm, self._clip_value = limits
         if self._fused and getattr(self._loss, "from_logits", False):
             raise ValueError("compile: the loss has from_logits, but the last layer has a softmax already")
 
@@ -251,11 +248,11 @@ class Sequential(Layer):
         epochs: int = 1,
         batch_size: int = 32,
         validation_data: Sequence[ArrayLike] | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Iterable[Callback] | Callback | None = (),
         lengths: ArrayLike | None = None,
         shuffle: bool = True,
         truncate: int | None = None,
-        verbose: int = 1,
+        verbose: int | str = 1,
         checkpoint: Path | None = None,
         checkpoint_every: int | timedelta | None = None,
         resume: bool = False,
@@ -276,9 +273,10 @@ class Sequential(Layer):
         validation_data
             ``(x, y)`` or ``(x, y, lengths)``, evaluated after every epoch.
         callbacks
-            See `fastrnn.callbacks`.
+            See `fastrnn.callbacks`; a list, or a single one.
         lengths
-            Integers (N,): how many of each sample's steps are real. The others have no part in the loss.
+            Integers (N,): how many of each sample's steps are real. The others have no part in the loss, and
+            whatever token ids and class numbers they hold (-1, say) is not looked at.
         shuffle
             Whether each epoch has its own order of the samples.
         truncate
@@ -287,7 +285,7 @@ class Sequential(Layer):
             begins with states of zero. To train on one long text, make it B rows (N = B), with
             ``batch_size=B, shuffle=False``. Takes one output a step and one direction.
         verbose
-            0 is silent, 1 shows a bar for each epoch, 2 a line for each epoch.
+            0 is silent, 1 (or "auto") shows a bar for each epoch, 2 a line for each epoch.
         checkpoint
             A file that gets all that the run depends on at the beginning and after each epoch, each time
             atomically: a process killed at any moment leaves a whole one.
@@ -308,16 +306,18 @@ class Sequential(Layer):
         ------
         TrainingDiverged
             A FloatingPointError: the loss or the gradient of an update is NaN or infinite. The message has
-            the step and the gradient's norm; the weights are those before that update.
+            the step and the gradient's norm; the weights are those before that update. Or an epoch's val_loss
+            is; then the weights are those after that epoch.
         ValueError, TypeError
             For wrong arguments, or a checkpoint of another run, before anything is trained.
 
         Notes
         -----
-        Ctrl-C ends the run as soon as the kernel that is running returns: the model gets the best weights
-        so far (lowest validation loss, without validation data lowest training loss), a line on stderr
-        says so, and the history is returned with ``interrupted`` True. Before the end of the first epoch
-        the weights are those of the last update. The checkpoint stays as it was last written.
+        Ctrl-C ends the run at once, also in the middle of a long call of a kernel: the model gets the best
+        weights so far (lowest validation loss, without validation data lowest training loss), a line on
+        stderr says so, and the history is returned with ``interrupted`` True. Before the end of the first
+        epoch the weights are those of the last update; an EarlyStopping that restores weights has the last
+        word. The checkpoint stays as it was last written.
 
         An epoch's loss is the mean over its updates, made with weights that were changing, weighted by
         the number of real targets.
@@ -331,8 +331,6 @@ class Sequential(Layer):
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
                 raise TypeError("fit: validation_data is not (x, y) or (x, y, lengths)")
             validation = self._as_samples("fit: validation_data", *validation_data)
-        if verbose not in (0, 1, 2):
-            raise ValueError(f"fit: verbose is {verbose!r}, expected 0, 1 or 2")
         run = Run(
             self,
             samples,
@@ -342,7 +340,7 @@ class Sequential(Layer):
             callbacks=callbacks,
             shuffle=shuffle,
             truncate=truncate,
-            verbose=int(verbose),
+            verbose=verbose,
             checkpoint=plan,
         )
         return run.run()
@@ -382,7 +380,8 @@ class Sequential(Layer):
             for chunk in samples.chunks(slice(first, first + batch_size), truncate):
                 if chunk.targets:
                     assert chunk.y is not None
-                    y_pred, state = self._infer(chunk.x, state, chunk.lengths, logits=self._fused)
+                    with np.errstate(over="ignore", invalid="ignore"):  # the loss will be NaN or infinite
+                        y_pred, state = self._infer(chunk.x, state, chunk.lengths, logits=self._fused)
                     total += loss(y_pred, chunk.y, chunk.weight) * chunk.targets
         return total / samples.count
 
@@ -402,11 +401,13 @@ class Sequential(Layer):
         batch_size = as_size("predict", "batch_size", batch_size)
         truncate = self._as_truncate("predict", truncate)
         samples = Samples("predict", x, None, lengths, self._per_step)
+        self._check_x("predict", samples)
         outputs = []
         for first in range(0, max(len(samples), 1), batch_size):
             state, parts = None, []
             for chunk in samples.chunks(slice(first, first + batch_size), truncate):
-                y, state = self._infer(chunk.x, state, chunk.lengths)
+                with np.errstate(over="ignore", invalid="ignore"):  # the caller sees what isn't finite
+                    y, state = self._infer(chunk.x, state, chunk.lengths)
                 parts.append(y)
             outputs.append(np.concatenate(parts).swapaxes(0, 1) if self._per_step else parts[0])
         return np.concatenate(outputs)
@@ -425,25 +426,65 @@ class Sequential(Layer):
     def _as_samples(
         self, owner: str, x: ArrayLike, y: ArrayLike, lengths: ArrayLike | None = None
     ) -> Samples:
+        """Samples whose x fits the first layer, and whose y fits the last and the loss."""
+        if y is None:
+            raise TypeError(f"{owner}: y is None, expected the targets")
         samples = Samples(owner, x, y, lengths, self._per_step)
-        assert samples.y is not None
+        self._check_x(owner, samples)
+        self._check_y(owner, samples)
+        return samples
+
+    def _check_x(self, owner: str, samples: Samples) -> None:
+        """Shape, dtype and range as the first layer needs them; ids past the lengths become 0."""
+        x, first = samples.x, self.layers[0]
+        if isinstance(first, Embedding):
+            if x.ndim != 2:
+                raise ValueError(f"{owner}: x has shape {x.shape}, expected (N, T) token ids")
+            if samples.real is not None:
+                samples.x = x = np.where(samples.real, x, x.dtype.type(0))
+            _check_ids(f"{owner}: x", x, first.input_dim, "token ids", "input_dim")
+            return
+        size = getattr(first, "input_size", None)
+        if x.ndim != 3 or size not in (None, x.shape[2]):
+            width = "" if size is None else f" with I = input_size = {size}"
+            raise ValueError(f"{owner}: x has shape {x.shape}, expected (N, T, I){width}")
+
+    def _check_y(self, owner: str, samples: Samples) -> None:
+        """Shape, dtype and range as the last layer and the loss need them, where the targets are real."""
+        y = samples.y
+        assert y is not None
         leading = samples.x.shape[: 2 if self._per_step else 1]
-        known = isinstance(self._loss, (losses.MeanSquaredError, CategoricalCrossentropy))
+        width = y.shape[-1:] if self._width is None else (self._width,)
         sparse = isinstance(self._loss, SparseCategoricalCrossentropy)
-        ndim = len(leading) + (0 if sparse else 1) if known or sparse else samples.y.ndim
-        shape = samples.y.shape
-        if shape[: len(leading)] == leading and len(shape) == ndim:
-            return samples
-        letters = ("(N, T" if self._per_step else "(N") + (",)" if sparse else ", F)")
-        expected = letters.replace("T,)", "T)") + f" with {'(N, T)' if self._per_step else 'N'} = {leading}"
-        hint = ""
-        if self._per_step and shape[:1] == leading[:1] and len(shape) == ndim - 1:
-            hint = "; for one target a sequence put a LastStep() after the model's last recurrent layer"
+        if sparse:
+            letters, expected = ("(N, T)" if self._per_step else "(N,)"), leading
+        elif isinstance(self._loss, (losses.MeanSquaredError, CategoricalCrossentropy)):
+            letters, expected = ("(N, T, F)" if self._per_step else "(N, F)"), leading + width
+        else:  # another loss checks the rest itself
+            letters = "(N, T, ...)" if self._per_step else "(N, ...)"
+            expected = leading + y.shape[len(leading) :]
+        if y.shape != expected:
+            hint = self._hint(y, leading, sparse=sparse)
+            raise ValueError(f"{owner}: y has shape {y.shape}, expected {letters} = {expected}{hint}")
+        if sparse and self._width is not None:
+            real = y[samples.real] if self._per_step and samples.real is not None else y
+            _check_ids(f"{owner}: y", real, self._width, "class numbers", "the width of the output")
+
+    def _hint(self, y: Array, leading: tuple[int, ...], *, sparse: bool) -> str:
+        """What the caller may have meant with targets of such a shape."""
+        shape, ndim = y.shape, len(leading) + (not sparse)
+        if sparse and shape == (*leading, self._width):
+            return "; for one-hot targets use the loss 'categorical_crossentropy'"
+        if not sparse and shape == leading:
+            if self._width == 1:
+                return f"; y[{':, ' * len(leading)}np.newaxis] has that shape"
+            if y.dtype.kind in "iu":
+                return "; for class numbers use the loss 'sparse_categorical_crossentropy'"
+        elif self._per_step and shape[:1] == leading[:1] and len(shape) == ndim - 1:
+            return "; for one target a sequence put a LastStep() after the model's last recurrent layer"
         elif not self._per_step and len(shape) == ndim + 1:
-            hint = "; for targets of each step leave the LastStep out of the model"
-        if known and len(shape) == len(leading) and samples.y.dtype.kind in "iu":
-            hint += "; for class numbers use the loss 'sparse_categorical_crossentropy'"
-        raise ValueError(f"{owner}: y has shape {shape}, expected {expected}{hint}")
+            return "; for targets of each step leave the LastStep out of the model"
+        return ""
 
     # ------------------------------------------------------------------------------------- streaming
 
@@ -513,21 +554,26 @@ class Sequential(Layer):
         Raises
         ------
         TypeError
-            If a layer isn't one of this library's own, or metadata aren't JSON.
+            If a layer isn't one of this library's own, or metadata aren't JSON. Nothing has changed then.
         """
         for index, layer in enumerate(self.layers):
             if _LAYERS.get(type(layer).__name__) is not type(layer):
                 raise TypeError(
                     f"save: layer {index} is {type(layer).__name__}, expected one of {list(_LAYERS)}"
                 )
-        if metadata is not None:
-            self.metadata = dict(metadata)
-        document = {**self._describe(), "metadata": self.metadata, "parameters": self._parameters}
-        write_file(path, "model", document)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise TypeError(f"save: metadata is {type(metadata).__name__}, expected a mapping")
+        metadata = self.metadata if metadata is None else dict(metadata)
+        document = {**self._describe(), "metadata": metadata, "parameters": self._parameters}
+        write_file(as_path("save", path), "model", document)
+        self.metadata = metadata
 
 
-def _check_layers(layers: tuple[Layer, ...]) -> None:
-    """Each must be a layer that can stand where it stands, and take the width that the one before gives."""
+def _check_layers(layers: tuple[Layer, ...]) -> int | None:
+    """Each must be a layer that can stand where it stands, and take the width that the one before gives.
+
+    Returns the width of the last one's output, None if unknown.
+    """
     if not layers:
         raise ValueError("Sequential: layers is empty, expected at least one")
     width: int | None = None
@@ -546,6 +592,7 @@ def _check_layers(layers: tuple[Layer, ...]) -> None:
         if width is not None and size != width:
             raise ValueError(f"{where} with input_size {size}, expected {width}, the width of its input")
         width = _output_width(layer, size)
+    return width
 
 
 def _output_width(layer: Layer, width: int | None) -> int | None:
@@ -558,13 +605,14 @@ def _output_width(layer: Layer, width: int | None) -> int | None:
     return None
 
 
-def _check_width(layer: Layer, x: Array) -> None:
-    """The underscore methods of a recurrent layer trust the width of x."""
-    size = getattr(layer, "input_size", None)
-    if size is not None and x.shape[-1] != size:
-        raise ValueError(
-            f"{type(layer).__name__}: x has {x.shape[-1]} features, expected input_size = {size}"
-        )
+def _check_ids(name: str, ids: Array, count: int, what: str, limit: str) -> None:
+    """Integers in 0 ... count - 1; ValueError has the worst."""
+    if ids.size and ids.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {ids.dtype}, expected an integer dtype ({what})")
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if low < 0 or high >= count:
+        worst = low if low < 0 else high
+        raise ValueError(f"{name} has the id {worst}, expected {what} 0 <= id < {limit} = {count}")
 
 
 def _common_dtype(layers: tuple[Layer, ...]) -> np.dtype[Any]:
@@ -574,13 +622,6 @@ def _common_dtype(layers: tuple[Layer, ...]) -> np.dtype[Any]:
         described = ", ".join(f"{dtype} (layer {index})" for index, dtype in dtypes.items())
         raise ValueError(f"Sequential: the layers have the dtypes {described}, expected one for all")
     return next(iter(dtypes.values()), np.dtype(np.float32))
-
-
-def _check_limit(name: str, limit: Any) -> None:
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
-        raise TypeError(f"compile: {name} is {limit!r}, expected a number")
-    if not 0 < limit < np.inf:
-        raise ValueError(f"compile: {name} is {limit}, expected a finite number > 0")
 
 
 class ModelStream:
@@ -612,7 +653,7 @@ class ModelStream:
         ndarray
             (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
         """
-        x = np.asarray(x_t) if self._takes_ids else np.asarray(x_t, self._dtype)
+        x = as_data("stream", "x_t", x_t) if self._takes_ids else as_array("stream", "x_t", x_t, self._dtype)
         ndim = 1 if self._takes_ids else 2
         unbatched = self.batch_size == 1 and x.ndim == ndim - 1
         if unbatched:
@@ -633,12 +674,30 @@ class ModelStream:
 
     @state.setter
     def state(self, states: Sequence[State]) -> None:
-        for stream, state in zip(self._streams, states, strict=True):
-            if stream is not None:
-                stream.state = state
+        if not isinstance(states, (list, tuple)) or len(states) != len(self._streams):
+            raise ValueError(
+                f"stream: state is not a list with an entry for each of {len(self._streams)} layers"
+            )
+        before = self.state
+        try:
+            for stream, state in zip(self._streams, states, strict=True):
+                if stream is not None:
+                    stream.state = state
+        except BaseException:
+            for stream, state in zip(self._streams, before, strict=True):
+                if stream is not None:
+                    stream.state = state
+            raise
 
     def reset(self, rows: ArrayLike | None = None) -> None:
-        """Back to the state of zeros: all rows, or those with these indices."""
+        """Back to the state of zeros: all rows, or those with these indices, or where a mask is True."""
+        if rows is not None:
+            try:
+                rows = np.arange(self.batch_size)[rows]  # type: ignore[index]  # the error is NumPy's
+            except (IndexError, ValueError) as error:
+                raise ValueError(
+                    f"stream: rows is {rows!r}, expected rows of {self.batch_size}: {error}"
+                ) from error
         for stream in self._streams:
             if stream is not None:
                 stream.reset(rows)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import schedules
-from .base import Array, as_fraction
+from .arguments import Array, as_flag, as_fraction
 from .schedules import Schedule, as_number
 
 __all__ = [
@@ -221,7 +221,7 @@ class SGD(Optimizer):
     ) -> None:
         super().__init__(learning_rate)
         self.momentum = as_fraction("SGD", "momentum", momentum)
-        self.nesterov = bool(nesterov)
+        self.nesterov = as_flag("SGD", "nesterov", nesterov)
         self.weight_decay = as_number("SGD", "weight_decay", weight_decay)
         if self.nesterov and not self.momentum:
             raise ValueError("SGD: nesterov is True, expected a momentum > 0 with it")
@@ -421,7 +421,7 @@ def from_config(config: Mapping[str, Any]) -> Optimizer:
     """The optimizer whose `config` this is; ValueError for an unknown name or wrong options."""
     options = dict(config)
     name = options.pop("name", None)
-    if name not in _OPTIMIZERS:
+    if not isinstance(name, str) or name not in _OPTIMIZERS:
         raise ValueError(f"optimizer: name is {name!r}, expected one of {list(_OPTIMIZERS)}")
     rate = options.get("learning_rate")
     if isinstance(rate, Mapping):

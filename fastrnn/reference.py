@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastrnn.base import Array, Gradients, State
+from fastrnn.arguments import Array
+from fastrnn.base import Gradients, State
 
 __all__ = [
     "gru",

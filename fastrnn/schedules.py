@@ -7,12 +7,13 @@ It holds no state of its own: a run that resumes at update k goes on with ``sche
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import as_size
+from .arguments import as_flag, as_size
 
 __all__ = ["Constant", "CosineDecay", "ExponentialDecay", "Schedule", "StepDecay", "from_config", "get"]
 
@@ -21,11 +22,12 @@ def as_number(owner: str, name: str, value: Any, *, positive: bool = False) -> f
     """A finite number of at least 0, or above it; TypeError or ValueError names the argument."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{owner}: {name} is {value!r}, expected a number")
-    if not 0 <= value < math.inf or (positive and value == 0):
+    number = value if isinstance(value, int) else float(value)
+    if not 0 <= number <= sys.float_info.max or (positive and number == 0):
         raise ValueError(
             f"{owner}: {name} is {value}, expected a finite number {'>' if positive else '>='} 0"
         )
-    return float(value)
+    return float(number)
 
 
 class Schedule:
@@ -33,10 +35,20 @@ class Schedule:
 
     name: ClassVar[str]
     _options: ClassVar[tuple[str, ...]]
+    initial: float
 
     def __call__(self, step: int) -> float:
         """The learning rate of update `step`, counted from 0."""
         raise NotImplementedError
+
+    def _decayed(self, factor: float, exponent: float) -> float:
+        """``initial * factor ** exponent``; ValueError where a factor above 1 has made that infinite."""
+        try:
+            return as_number(type(self).__name__, "the learning rate", self.initial * factor**exponent)
+        except OverflowError:
+            raise ValueError(
+                f"{type(self).__name__}: the learning rate {self.initial} * {factor} ** {exponent} overflows"
+            ) from None
 
     def config(self) -> dict[str, Any]:
         """The schedule as JSON values; `from_config` makes it again."""
@@ -99,11 +111,11 @@ class ExponentialDecay(Schedule):
         self.initial = as_number("ExponentialDecay", "initial", initial)
         self.decay_steps = as_size("ExponentialDecay", "decay_steps", decay_steps)
         self.rate = as_number("ExponentialDecay", "rate", rate)
-        self.staircase = bool(staircase)
+        self.staircase = as_flag("ExponentialDecay", "staircase", staircase)
 
     def __call__(self, step: int) -> float:
         exponent = step // self.decay_steps if self.staircase else step / self.decay_steps
-        return float(self.initial * self.rate**exponent)
+        return self._decayed(self.rate, exponent)
 
 
 class CosineDecay(Schedule):
@@ -173,6 +185,8 @@ class StepDecay(Schedule):
 
     def __init__(self, initial: float, boundaries: Sequence[int], factor: float = 0.1) -> None:
         self.initial = as_number("StepDecay", "initial", initial)
+        if isinstance(boundaries, str) or not isinstance(boundaries, Iterable):
+            raise TypeError(f"StepDecay: boundaries is {boundaries!r}, expected a list of integers")
         self.boundaries = [as_size("StepDecay", "boundaries", step, minimum=0) for step in boundaries]
         self.factor = as_number("StepDecay", "factor", factor)
         if self.boundaries != sorted(self.boundaries):
@@ -180,7 +194,7 @@ class StepDecay(Schedule):
 
     def __call__(self, step: int) -> float:
         passed = sum(step >= boundary for boundary in self.boundaries)
-        return float(self.initial * self.factor**passed)
+        return self._decayed(self.factor, passed)
 
 
 _SCHEDULES: dict[str, type[Schedule]] = {
@@ -192,7 +206,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     """The schedule whose `config` this is; ValueError for an unknown name or wrong options."""
     options = dict(config)
     name = options.pop("name", None)
-    if name not in _SCHEDULES:
+    if not isinstance(name, str) or name not in _SCHEDULES:
         raise ValueError(f"schedule: name is {name!r}, expected one of {list(_SCHEDULES)}")
     try:
         return _SCHEDULES[name](**options)

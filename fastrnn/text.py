@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .base import as_fraction, as_size
+from .arguments import as_fraction, as_size
 
 Ids = NDArray[np.int32]
 _TextOrIds = TypeVar("_TextOrIds", str, NDArray[Any])

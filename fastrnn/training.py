@@ -5,6 +5,7 @@ Shape letters: ``N`` samples, ``T`` time steps, ``B`` batch rows, ``K`` steps of
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -23,10 +24,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import schedules
-from .arguments import as_lengths
-from .base import Array, State, as_size
+from .arguments import Array, as_lengths, as_size, see
+from .base import State
 from .callbacks import Callback, History
-from .checkpoint import Path, read_file, write_file
+from .checkpoint import Path, as_path, check_like, read_file, write_file
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -55,6 +56,16 @@ def deferred_interrupt() -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------ data
+
+
+def as_data(owner: str, name: str, value: Any) -> Array:
+    """`value` as an array of its own real dtype; TypeError names the argument."""
+    array = see(owner, name, value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{owner}: {name} is {type(value).__name__} with dtype {array.dtype}, expected real numbers"
+        )
+    return array
 
 
 class Chunk(NamedTuple):
@@ -88,13 +99,15 @@ class Samples:
     def __init__(
         self, owner: str, x: ArrayLike, y: ArrayLike | None, lengths: ArrayLike | None, per_step: bool
     ) -> None:
-        self.x = np.asarray(x)
-        self.y = None if y is None else np.asarray(y)
+        self.x = as_data(owner, "x", x)
+        self.y = None if y is None else as_data(owner, "y", y)
         self.per_step = per_step
         if self.x.ndim not in (2, 3):
             raise ValueError(f"{owner}: x has shape {self.x.shape}, expected (N, T) token ids or (N, T, I)")
         N, T = self.x.shape[:2]
-        self.lengths = as_lengths(owner, lengths, T, N)
+        self.lengths = as_lengths(
+            owner, None if lengths is None else as_data(owner, "lengths", lengths), T, N
+        )
         if self.y is not None and len(self) == 0:
             raise ValueError(f"{owner}: x has shape {self.x.shape}, expected at least one sample")
         if self.y is not None and self.count == 0:
@@ -109,6 +122,11 @@ class Samples:
         if not self.per_step:
             return len(self.x)
         return int(self.x.shape[0] * self.x.shape[1] if self.lengths is None else self.lengths.sum())
+
+    @property
+    def real(self) -> Array | None:
+        """(N, T), which steps are real; None if all are."""
+        return None if self.lengths is None else np.arange(self.x.shape[1]) < self.lengths[:, np.newaxis]
 
     def chunks(self, rows: slice | Array, truncate: int | None) -> Iterator[Chunk]:
         """One batch, in chunks of `truncate` steps, or as one chunk.
@@ -170,13 +188,42 @@ class CheckpointPlan:
     resume: bool
 
     def __post_init__(self) -> None:
-        if self.path is None and (self.every is not None or self.resume):
+        if self.path is not None:
+            as_path("fit", self.path, "checkpoint")
+        elif self.every is not None or self.resume:
             raise ValueError("fit: checkpoint is None, expected a path with checkpoint_every or resume")
         if isinstance(self.every, timedelta):
             if self.every < timedelta(0):
                 raise ValueError(f"fit: checkpoint_every is {self.every}, expected a positive time")
         elif self.every is not None:
+            if isinstance(self.every, bool) or not isinstance(self.every, (int, np.integer)):
+                raise TypeError(
+                    f"fit: checkpoint_every is {self.every!r}, expected an integer or a datetime.timedelta"
+                )
             as_size("fit", "checkpoint_every", self.every)
+
+
+def _as_callbacks(callbacks: Any) -> list[Callback]:
+    """A list of them from an iterable, a single one or None."""
+    if callbacks is None or isinstance(callbacks, Callback):
+        return [] if callbacks is None else [callbacks]
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"fit: callbacks is {callbacks!r}, expected a list of Callback objects")
+    result = list(callbacks)
+    for index, callback in enumerate(result):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"fit: callbacks[{index}] is {callback!r}, expected a Callback object")
+    return result
+
+
+def _as_verbose(verbose: Any) -> int:
+    if isinstance(verbose, str) and verbose == "auto":
+        return 1
+    if not isinstance(verbose, (int, np.integer)):
+        raise TypeError(f"fit: verbose is {verbose!r}, expected 0, 1, 2 or 'auto'")
+    if not 0 <= verbose <= 2:
+        raise ValueError(f"fit: verbose is {verbose!r}, expected 0, 1, 2 or 'auto'")
+    return int(verbose)
 
 
 class Run:
@@ -190,10 +237,10 @@ class Run:
         *,
         epochs: int,
         batch_size: int,
-        callbacks: Iterable[Callback],
+        callbacks: Iterable[Callback] | Callback | None,
         shuffle: bool,
         truncate: int | None,
-        verbose: int,
+        verbose: int | str,
         checkpoint: CheckpointPlan,
     ) -> None:
         self.model = model
@@ -202,10 +249,10 @@ class Run:
         self.validation = validation
         self.epochs = as_size("fit", "epochs", epochs, minimum=0)
         self.batch_size = as_size("fit", "batch_size", batch_size)
-        self.callbacks = list(callbacks)
+        self.callbacks = _as_callbacks(callbacks)
         self.shuffle = bool(shuffle)
         self.truncate = truncate
-        self.verbose = verbose
+        self.verbose = _as_verbose(verbose)
         self.plan = checkpoint
         self.history = History()
         self._position = _Position()
@@ -214,7 +261,7 @@ class Run:
         self._unsaved, self._saved_at = 0, time.monotonic()
         self._settings = self._describe()
         unit = model._unit if samples.per_step else "sample"
-        self._progress = Progress(verbose, self.epochs, samples.count, unit)
+        self._progress = Progress(self.verbose, self.epochs, samples.count, unit)
 
     def run(self) -> History:
         """Train until the last epoch, `stop_training` or Ctrl-C."""
@@ -229,9 +276,14 @@ class Run:
             self._progress.close()
         return self.history
 
+    @property
+    def _metrics(self) -> list[str]:
+        """The names of what the logs of an epoch hold."""
+        return ["loss"] if self.validation is None else ["loss", "val_loss"]
+
     def _begin(self) -> None:
         self.model.stop_training = False
-        metrics = ["loss"] if self.validation is None else ["loss", "val_loss"]
+        metrics = self._metrics
         for callback in self.callbacks:
             callback.set_model(self.model)
             callback.set_params({"epochs": self.epochs, "verbose": self.verbose, "metrics": metrics})
@@ -286,9 +338,14 @@ class Run:
         logs = {"loss": position.total / position.count}
         if self.validation is not None:
             logs["val_loss"] = self.model._evaluate(self.validation, self.batch_size, self.truncate)
+            if not math.isfinite(logs["val_loss"]):
+                raise TrainingDiverged(
+                    f"fit: epoch {position.epoch + 1}: the val_loss is {logs['val_loss']}; "
+                    "the weights are those after the epoch"
+                )
         value = logs.get("val_loss", logs["loss"])
         best = self._best
-        if best is None or value < best.value or math.isnan(best.value):
+        if best is None or value < best.value:
             best = _Best(value, position.epoch, self.model.state_dict())
         with deferred_interrupt():  # either the epoch has been, or it has not
             self._best, self._logs = best, logs
@@ -307,15 +364,17 @@ class Run:
         """Ctrl-C: keep the best weights so far, and say so."""
         self.history.interrupted = True
         self._progress.close()
-        self._call("on_train_end", self._logs)
         if self._best is None:
             kept = "no epoch has ended, the weights are those of the last update"
         else:
             with deferred_interrupt():
                 self.model.load_state_dict(self._best.weights)
-            name = "loss" if self.validation is None else "val_loss"
             epoch, value = self._best.epoch + 1, self._best.value
-            kept = f"the weights are the best so far, of epoch {epoch} ({name} {value:.4f})"
+            kept = f"the weights are the best so far, of epoch {epoch} ({self._metrics[-1]} {value:.4f})"
+        before = self.model.state_dict()
+        self._call("on_train_end", self._logs)  # last: a callback may have other weights for the end
+        if any(not np.array_equal(before[name], value) for name, value in self.model.parameters.items()):
+            kept = "the weights are those that a callback has restored"
         print(f"fit: interrupted in epoch {self._position.epoch + 1}; {kept}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------- checkpoints
@@ -366,29 +425,103 @@ class Run:
             "logs": self._logs,
             "best": None if best is None else best._asdict(),
             "callbacks": [callback.state_dict() for callback in self.callbacks],
-            "stop_training": model.stop_training,
+            "stop_training": bool(model.stop_training),
         }
 
     def _resume(self, path: Path) -> None:
         document = read_file(path, "checkpoint")
         try:
+            check_like("the document", document, dict.fromkeys(self._document(), object))
             self._compare(document["settings"])
-            self._restore(document)
+            rate = self._check(document)
+            for callback, state in zip(self.callbacks, document["callbacks"], strict=True):
+                callback.load_state_dict(state)
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as fault:
             missing = "the document lacks " if isinstance(fault, KeyError) else ""
             raise ValueError(f"{os.fspath(path)}: {missing}{fault}") from fault
+        self._optimizer.learning_rate = rate  # a callback may have changed it
+        self._restore(document)
 
-    def _compare(self, settings: dict[str, Any]) -> None:
+    def _compare(self, settings: Any) -> None:
+        check_like("settings", settings, dict.fromkeys(self._settings, object))
         for name, value in self._settings.items():
             if settings[name] != value:
-                raise ValueError(f"the run was begun with {name} = {settings[name]}, now it is {value}")
+                was = str(settings[name])[:500]
+                raise ValueError(f"the run was begun with {name} = {was}, now it is {value}")
 
-    def _restore(self, document: dict[str, Any]) -> None:
+    def _check(self, document: Mapping[str, Any]) -> float | schedules.Schedule:
+        """ValueError unless this run could have written `document`; returns the learning rate.
+
+        Nothing has been changed when it raises, and nothing can fail in `_restore` after it.
+        """
+        parameters = dict(self.model.parameters)
+        history, best = document["history"], document["best"]
+        check_like("history", history, {"history": object, "epoch": list, "losses": object})
+        epochs = len(history["epoch"])
+        values = {name: [float] * epochs for name in self._metrics} if epochs else {}
+        losses = np.zeros(np.size(history["losses"]))
+        check_like(
+            "history",
+            history,
+            {"history": values, "epoch": [range(i, i + 1) for i in range(epochs)], "losses": losses},
+        )
+        self._check_position(document["position"], epochs)
+        check_like("parameters", document["parameters"], parameters)
+        check_like("logs", document["logs"], dict.fromkeys(values, float))
+        weights = {"value": float, "epoch": range(epochs), "weights": parameters}
+        check_like("best", best, weights if epochs else None)
+        check_like("stop_training", document["stop_training"], bool)
+        check_like("callbacks", document["callbacks"], [object] * len(self.callbacks))
+        self._check_optimizer(document["optimizer"])
+        generators = self.model._generators()
+        check_like("generators", document["generators"], [object] * len(generators))
+        for generator, state in zip(generators, document["generators"], strict=True):
+            _check_generator(generator.bit_generator, state)
+        rate = document["learning_rate"]
+        if isinstance(rate, dict):
+            return schedules.from_config(rate)
+        return schedules.as_number("fit", "learning_rate", rate)
+
+    def _check_position(self, position: Any, epochs: int) -> None:
+        N, T = self.samples.x.shape[:2]
+        batches, chunks = -(-N // self.batch_size), -(-T // self.truncate) if self.truncate else 1
+        like: dict[str, Any] = {
+            "epoch": range(epochs, epochs + 1),
+            "batch": range(batches),
+            "chunk": range(chunks + 1),
+            "seed": object,
+            "states": object,
+            "total": float,
+            "count": range(self.samples.count + 1),
+            "updates": range(batches * chunks + 1),
+        }
+        check_like("position", position, like)
+        begun = position["batch"] + position["chunk"] > 0
+        for name in ("count", "updates"):
+            if (position[name] > 0) != begun:
+                raise ValueError(f"position.{name} is {position[name]} in batch {position['batch']}")
+        if position["seed"] is not None:
+            check_like("position.seed", position["seed"], range(2**63))
+        if position["states"] is not None:
+            B = min(self.batch_size, N - position["batch"] * self.batch_size)
+            _, states = self.model._infer(self.samples.x[:B, :0].swapaxes(0, 1), None, None)
+            check_like("position.states", position["states"], states)
+
+    def _check_optimizer(self, state: Any) -> None:
+        """Slots are made by the first update, all of them."""
+        like: dict[str, Any] = {"iterations": np.array(0, np.int64)}
+        if isinstance(state, dict) and len(state) > 1:
+            slots, parameters = self._optimizer._slots(), self.model.parameters
+            like |= {f"{slot}/{name}": value for slot in slots for name, value in parameters.items()}
+        check_like("optimizer", state, like)
+        if state["iterations"] < 0:
+            raise ValueError(f"optimizer.iterations is {state['iterations']}, expected at least 0")
+
+    def _restore(self, document: Mapping[str, Any]) -> None:
+        """Take over what `_check` has found sound."""
         model, history = self.model, document["history"]
         model.load_state_dict(document["parameters"])
         self._optimizer.load_state_dict(document["optimizer"])
-        rate = document["learning_rate"]  # a callback may have changed it
-        self._optimizer.learning_rate = schedules.from_config(rate) if isinstance(rate, dict) else rate
         for generator, state in zip(model._generators(), document["generators"], strict=True):
             generator.bit_generator.state = state
         self._position = _Position(**document["position"])
@@ -397,9 +530,7 @@ class Run:
         self.history.losses = history["losses"].tolist()
         self._logs = document["logs"]
         self._best = None if document["best"] is None else _Best(**document["best"])
-        for callback, state in zip(self.callbacks, document["callbacks"], strict=True):
-            callback.load_state_dict(state)
-        model.stop_training = bool(document["stop_training"])
+        model.stop_training = document["stop_training"]
 
 
 def _as_states(states: Sequence[State] | None) -> Sequence[State] | None:
@@ -407,3 +538,66 @@ def _as_states(states: Sequence[State] | None) -> Sequence[State] | None:
     if states is None:
         return None
     return [tuple(state) if isinstance(state, list) else state for state in states]
+
+
+#: How far a generator may be in its buffer; NumPy reads beyond the end of it without a check.
+_ENDS = {"pos": 624, "buffer_pos": 4}
+
+
+def _check_generator(generator: np.random.BitGenerator, state: Any) -> None:
+    """ValueError unless `state` is one that `generator` can take."""
+
+    def describe(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: describe(key, item) for key, item in value.items()}
+        return range(_ENDS.get(name, 2**128) + 1) if isinstance(value, int) else value
+
+    own = dict(generator.state)
+    check_like("generators", state, describe("", own) | {"bit_generator": str})
+    copy.deepcopy(generator).state = state  # NumPy's own checks
+
+
+def pad_sequences(sequences: Iterable[ArrayLike]) -> tuple[Array, Array]:
+    """Sequences of different lengths as ``fit(x, y, lengths=lengths)`` takes them.
+
+    Parameters
+    ----------
+    sequences
+        Arrays (T_n,) of token ids, or (T_n, I), of one I; lists will do.
+
+    Returns
+    -------
+    x : ndarray
+        (N, T) or (N, T, I), T the longest of all T_n, padded with zeros at the end.
+    lengths : ndarray of int
+        (N,), the T_n.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what can't be seen as arrays of real numbers, or for shapes that don't fit together.
+
+    Examples
+    --------
+    >>> x, lengths = pad_sequences([[1, 2, 3], [4]])
+    >>> x.tolist(), lengths.tolist()
+    ([[1, 2, 3], [4, 0, 0]], [3, 1])
+    """
+    owner = "pad_sequences"
+    if not isinstance(sequences, Iterable):
+        raise TypeError(f"{owner}: sequences is {sequences!r}, expected a list of sequences")
+    arrays = [as_data(owner, f"sequences[{n}]", sequence) for n, sequence in enumerate(sequences)]
+    if not arrays:
+        raise ValueError(f"{owner}: sequences is empty, expected at least one")
+    for n, array in enumerate(arrays):
+        if array.ndim not in (1, 2) or array.shape[1:] != arrays[0].shape[1:]:
+            raise ValueError(
+                f"{owner}: sequences[{n}] has shape {array.shape}, expected (T,), or (T, I) of one I"
+            )
+    lengths = np.array([len(array) for array in arrays])
+    filled = [array.dtype for array in arrays if array.size]  # an empty list has a dtype, but no say
+    dtype = np.result_type(*(filled or [arrays[0].dtype]))
+    x = np.zeros((len(arrays), lengths.max(), *arrays[0].shape[1:]), dtype)
+    for row, array in zip(x, arrays, strict=True):
+        row[: len(array)] = array
+    return x, lengths

@@ -203,3 +203,17 @@ def test_model_checkpoint_of_the_best_epoch(tmp_path):
 def test_wrong_arguments(make, error):
     with pytest.raises(error, match="EarlyStopping|LambdaCallback"):
         make()
+
+
+def test_model_checkpoint_checks_its_path_before_training(tmp_path):
+    for path, error in (
+        ("m-{accuracy}", ValueError),
+        ("m-{loss:d}", ValueError),
+        ("none/m", FileNotFoundError),
+    ):
+        callback = ModelCheckpoint(tmp_path / path)
+        callback.set_params({"metrics": ["loss"]})
+        with pytest.raises(error, match="ModelCheckpoint"):
+            callback.on_train_begin({})
+    with pytest.raises(TypeError, match="ModelCheckpoint: path is 3"):
+        ModelCheckpoint(3)

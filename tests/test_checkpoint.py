@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import signal
@@ -23,6 +25,7 @@ from fastrnn.model import Sequential
 from fastrnn.optimizers import Adam
 from fastrnn.recurrent import GRU, LSTM
 from fastrnn.schedules import CosineDecay
+from fastrnn.training import _check_generator
 
 # ---- documents ------------------------------------------------------------------------------------
 
@@ -267,6 +270,32 @@ def test_a_symbolic_link_stays_one(tmp_path):
     write_atomically(tmp_path / "link", b"data")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "a").read_bytes() == b"data"
+
+
+def test_the_mode_of_a_file_stays(tmp_path):
+    path = tmp_path / ("a" * 250)  # a temporary name longer than that would be too long
+    write_atomically(path, b"old")
+    path.chmod(0o640)
+    write_atomically(path, b"new")
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert path.read_bytes() == b"new"
+
+
+def test_only_regular_files_are_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    os.mkdir("folder")
+    for path, error in (("fifo", OSError), ("folder", IsADirectoryError), ("new/", IsADirectoryError)):
+        with pytest.raises(error, match=path):
+            write_atomically(path, b"data")
+    with pytest.raises(FileNotFoundError, match="'none/a'"):
+        write_atomically("none/a", b"data")
+    with pytest.raises(ValueError, match="path is ''"):
+        write_atomically("", b"data")
+    for wrong in (3, None, b"a"):
+        with pytest.raises(TypeError, match="path is"):
+            write_atomically(wrong, b"data")
+    assert sorted(os.listdir()) == ["fifo", "folder"]
 
 
 # ---- runs that are stopped ------------------------------------------------------------------------
@@ -532,3 +561,93 @@ def test_a_path_that_cannot_be_written_fails_before_the_first_epoch(tmp_path):
 def test_wrong_checkpoint_arguments(tmp_path, options, error):
     with pytest.raises(error, match="fit: checkpoint"):
         train(tmp_path, **options)
+
+
+EDITS = {
+    "position.epoch": [-1, 0.0, "0", 5, 10**400, None],
+    "position.batch": [-1, 3, True, "0"],
+    "position.chunk": [-1, 99, 10**30],
+    "position.total": [1, float("nan"), "0"],
+    "position.count": [-1, 10**9, 0.5, 0],
+    "position.updates": [-1, "1", 0],
+    "position.seed": [-1, 2**64, 0.5],
+    "position.states": [3, [], [None] * 5, [None, [np.zeros((2, 9, 6), "f4")] * 2, None, 0, None]],
+    "position": [None, {}],
+    "best": [None, {}],
+    "best.value": [None, "1", float("nan")],
+    "best.epoch": [-1, 7],
+    "best.weights": [{}, None],
+    "history.epoch": [[], [1], ["0"], 3],
+    "history.history": [{}, {"loss": [], "val_loss": []}, {"loss": ["1"], "val_loss": [1.0]}],
+    "history.losses": [3, np.ones((2, 2)), [1.0]],
+    "logs": [{}, 3, {"loss": "1", "val_loss": 1.0}],
+    "stop_training": [0, None],
+    "optimizer": [{}, {"iterations": np.array(-1)}, {"iterations": np.array(2), "m/0.weight": np.ones(3)}],
+    "learning_rate": [-1, None, {"name": []}],
+    "generators": [[], [{}] * 5],
+    "callbacks": [[], [{}, {}, {}], [{"size": -1}, {}, {}]],
+    "settings": [None, {}],
+    "parameters": [{}, {"0.weight": np.ones((7, 5))}],
+}
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory):
+    """A checkpoint from the middle of the second epoch."""
+    folder = tmp_path_factory.mktemp("half")
+    updates = []
+
+    def kill(batch, logs):
+        updates.append(batch)
+        if len(updates) == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(folder, LambdaCallback(on_batch_end=kill))
+    return read_file(folder / "run.safetensors", "checkpoint")
+
+
+@pytest.mark.parametrize("field", EDITS)
+def test_an_edited_checkpoint_is_a_value_error_and_changes_nothing(tmp_path, half_done, field):
+    x, y, lengths = data()
+    path = tmp_path / "run.safetensors"
+    *parents, last = field.split(".")
+    for value in EDITS[field]:
+        document = copy.deepcopy(half_done)
+        functools.reduce(dict.__getitem__, parents, document)[last] = value
+        write_file(path, "checkpoint", document)
+        model = make_model()
+        before = model.state_dict()
+        states = [str(generator.bit_generator.state) for generator in model._generators()]
+        callbacks = [CSVLogger(tmp_path / "log.csv"), EarlyStopping(patience=9, restore_best_weights=True)]
+        with pytest.raises(ValueError) as caught:
+            model.fit(
+                x,
+                y,
+                lengths=lengths,
+                epochs=3,
+                batch_size=4,
+                truncate=4,
+                validation_data=(x[:3], y[:3]),
+                callbacks=[*callbacks, LambdaCallback()],
+                verbose=0,
+                checkpoint=path,
+                resume=True,
+            )
+        assert str(caught.value).startswith(f"{path}: "), value
+        assert len(str(caught.value)) < 1000
+        for name, parameter in model.parameters.items():
+            np.testing.assert_array_equal(parameter, before[name])
+        assert states == [str(generator.bit_generator.state) for generator in model._generators()]
+        assert model.optimizer.iterations == 0
+
+
+@pytest.mark.parametrize(("bits", "name"), [(np.random.MT19937, "pos"), (np.random.Philox, "buffer_pos")])
+def test_a_generator_beyond_the_end_of_its_buffer_is_refused(bits, name):
+    generator = bits(0)
+    _check_generator(generator, generator.state)
+    for position in (-1, 10**6):
+        state = generator.state
+        (state if name in state else state["state"])[name] = position
+        with pytest.raises(ValueError, match=f"{name} is {position}"):
+            _check_generator(generator, state)

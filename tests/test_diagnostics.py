@@ -122,3 +122,13 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"fastrnn\[plot\]"):
         plot_gradient_flow({})
+
+
+def test_arguments_of_another_kind():
+    for x in (3, np.zeros((1, 2, 3, 4))):
+        with pytest.raises(ValueError, match="gradient_flow: x has shape"):
+            gradient_flow(GRU(2, 3), x)
+    with pytest.raises(TypeError, match="plot_gradient_flow: flows is list"):
+        plot_gradient_flow([[1.0]])
+    with pytest.raises(TypeError, match="plot_history: history is list"):
+        plot_history([[1.0]])

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from oracles import assert_close, finite_difference
 
-from fastrnn.callbacks import History, LambdaCallback
+from fastrnn.callbacks import EarlyStopping, History, LambdaCallback
 from fastrnn.layers import Dense, Dropout, Embedding, LastStep
 from fastrnn.losses import CategoricalCrossentropy
 from fastrnn.model import Sequential, TrainingDiverged
 from fastrnn.optimizers import SGD, Adam
 from fastrnn.recurrent import GRU, LSTM, RNN
-from fastrnn.training import deferred_interrupt
+from fastrnn.training import deferred_interrupt, pad_sequences
 
 
 def language_model(dtype="float64", V=6, *, dropout=0.0, rng=0, **options):
@@ -55,7 +55,7 @@ def test_parameters_are_the_layers_own_arrays():
     assert len(model.parameters) == 1 + 8 + 2
     for name, value in model.parameters.items():
         index, _, rest = name.partition(".")
-        assert value is model.layers[int(index)].parameters[rest]
+        assert np.shares_memory(value, model.layers[int(index)].parameters[rest])
 
 
 def test_state_dict_goes_back_whole_or_not_at_all():
@@ -357,14 +357,14 @@ X, Y = tokens()
     ("options", "error", "message"),
     [
         ({"y": Y[:, 0]}, ValueError, r"y has shape \(5,\), expected \(N, T\).*put a LastStep"),
-        ({"y": Y[:4]}, ValueError, r"y has shape \(4, 8\), expected \(N, T\) with \(N, T\) = \(5, 8\)"),
+        ({"y": Y[:4]}, ValueError, r"y has shape \(4, 8\), expected \(N, T\) = \(5, 8\)"),
         ({"y": Y[:, :4]}, ValueError, r"fit: y has shape \(5, 4\)"),
         ({"y": Y[..., None]}, ValueError, r"fit: y has shape \(5, 8, 1\)"),
-        ({"y": Y * 1.0}, TypeError, "y_true has dtype float64"),
-        ({"y": Y + 6}, ValueError, "y_true has id"),
+        ({"y": Y * 1.0}, TypeError, "fit: y has dtype float64"),
+        ({"y": Y + 6}, ValueError, "fit: y has the id 11, expected class numbers"),
         ({"x": X[0]}, ValueError, r"fit: x has shape \(8,\), expected"),
-        ({"x": X * 1.0}, TypeError, "Embedding: x has dtype float64"),
-        ({"x": X + 6}, ValueError, "Embedding: x has id"),
+        ({"x": X * 1.0}, TypeError, "fit: x has dtype float64"),
+        ({"x": X + 6}, ValueError, "fit: x has the id 11, expected token ids"),
         ({"x": X[:0], "y": Y[:0]}, ValueError, "at least one sample"),
         ({"x": X[:, :0], "y": Y[:, :0]}, ValueError, "no real steps"),
         ({"lengths": [0] * 5}, ValueError, "no real steps"),
@@ -376,6 +376,21 @@ X, Y = tokens()
         ({"batch_size": 2.0}, TypeError, "fit: batch_size is 2.0"),
         ({"truncate": 0}, ValueError, "fit: truncate is 0"),
         ({"verbose": 3}, ValueError, "fit: verbose is 3"),
+        ({"verbose": [1]}, TypeError, "fit: verbose is"),
+        ({"x": None}, TypeError, "fit: x"),
+        ({"y": None}, TypeError, "fit: y is None"),
+        ({"x": X[..., None]}, ValueError, r"fit: x has shape \(5, 8, 1\), expected \(N, T\) token ids"),
+        ({"x": [[1, 2], [3]]}, TypeError, "fit: x cannot be seen"),
+        ({"lengths": [[1], [2, 3]]}, TypeError, "fit: lengths cannot be seen"),
+        ({"y": np.eye(6)[Y]}, ValueError, "for one-hot targets use the loss 'categorical_crossentropy'"),
+        ({"callbacks": 3}, TypeError, "fit: callbacks is 3"),
+        ({"callbacks": [print]}, TypeError, r"fit: callbacks\[0\] is"),
+        ({"checkpoint": 3}, TypeError, "fit: checkpoint is 3"),
+        ({"checkpoint": ""}, ValueError, "fit: checkpoint is ''"),
+        ({"checkpoint": "a", "checkpoint_every": 1.5}, TypeError, "timedelta"),
+        ({"validation_data": (X, None)}, TypeError, "fit: validation_data: y is None"),
+        ({"validation_data": (X + 6, Y)}, ValueError, "fit: validation_data: x has the id"),
+        ({"validation_data": (X, Y + 6)}, ValueError, "fit: validation_data: y has the id"),
         ({"validation_data": X}, TypeError, "validation_data is not"),
         ({"validation_data": (X, Y[:4])}, ValueError, r"fit: validation_data: y has shape"),
     ],
@@ -396,19 +411,67 @@ def test_wrong_targets_of_a_many_to_one_model():
     model = classifier()
     x = np.zeros((5, 8, 2))
     model.compile("adam", "sparse_categorical_crossentropy")
-    with pytest.raises(ValueError, match=r"expected \(N,\) with N = \(5,\); .*leave the LastStep out"):
+    with pytest.raises(ValueError, match=r"expected \(N,\) = \(5,\); .*leave the LastStep out"):
         model.fit(x, np.zeros((5, 8), int))
     with pytest.raises(ValueError, match="truncate takes one output a step"):
         model.fit(x, np.zeros(5, int), truncate=3)
     model.compile("adam", "categorical_crossentropy")
     with pytest.raises(ValueError, match="for class numbers use the loss 'sparse_categorical_crossentropy'"):
         model.fit(x, np.zeros(5, int))
-    with pytest.raises(ValueError, match="x has 3 features, expected input_size = 2"):
+    with pytest.raises(
+        ValueError, match=r"predict: x has shape \(5, 8, 3\), expected \(N, T, I\) with I = input_size = 2"
+    ):
         model.predict(np.zeros((5, 8, 3)))
     with pytest.raises(ValueError, match=r"expected \(N, T, I\)"):
         model.predict(np.zeros((5, 8)))
     with pytest.raises(TypeError, match="complex"):
         model.predict(np.zeros((5, 8, 2), complex))
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_wrong_targets_say_what_may_have_been_meant(steps):
+    """y without its last axis, and class numbers, for a loss of real targets."""
+    leading = (4, 3) if steps else (4,)
+    for units, dtype, hint in ((1, float, "np.newaxis] has that shape"), (2, int, "'sparse_categorical")):
+        layers = [GRU(2, 3), Dense(3, units)] if steps else [GRU(2, 3), LastStep(), Dense(3, units)]
+        model = Sequential(layers)
+        model.compile("sgd", "MSE")
+        with pytest.raises(ValueError, match=f"F\\) = .*, {units}\\); .*{hint}") as caught:
+            model.evaluate(np.zeros((4, 3, 2)), np.zeros(leading, dtype))
+        assert "LastStep" not in str(caught.value)
+
+
+def test_ids_past_the_lengths_are_not_looked_at(rng):
+    x, y = tokens()
+    lengths = np.array([8, 0, 3, 4, 7])
+    padded = np.where(np.arange(8) < lengths[:, None], x, -1)
+    results = []
+    for ids in (x, padded):
+        model = Sequential([Embedding(6, 4, rng=0), Dense(4, 6, activation="softmax", rng=1)], rng=2)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(ids, y, lengths=lengths, verbose="auto", callbacks=None)
+        results.append((model.evaluate(ids, y, lengths=lengths), model.predict(ids, lengths=lengths)))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    with pytest.raises(ValueError, match="predict: x has the id -1"):
+        model.predict(padded)
+
+
+def test_pad_sequences():
+    x, lengths = pad_sequences([[], [1, 2], [3]])
+    assert x.tolist() == [[0, 0], [1, 2], [3, 0]]
+    assert x.dtype == np.array([1]).dtype
+    assert lengths.tolist() == [0, 2, 1]
+    x, lengths = pad_sequences([np.ones((2, 3), "f4"), np.ones((1, 3), "f4")])
+    assert (x.shape, x.dtype, lengths.tolist()) == ((2, 2, 3), np.float32, [2, 1])
+    for wrong, error in (([], ValueError), (3, TypeError), ([["a"]], TypeError), ([[1], [[1]]], ValueError)):
+        with pytest.raises(error, match="pad_sequences: sequences"):
+            pad_sequences(wrong)
+
+
+def test_layers_that_are_no_list():
+    with pytest.raises(TypeError, match="Sequential: layers is GRU"):
+        Sequential(GRU(3, 4))
 
 
 def test_truncate_needs_one_direction():
@@ -426,6 +489,7 @@ def test_truncate_needs_one_direction():
         ({"clip_norm": 1.0, "clip_value": 1.0}, ValueError, "both given"),
         ({"clip_norm": 0}, ValueError, "clip_norm is 0"),
         ({"clip_value": "1"}, TypeError, "clip_value is '1'"),
+        ({"clip_value": 10**400}, ValueError, "clip_value is 1000"),
         ({"loss": CategoricalCrossentropy(from_logits=True)}, ValueError, "a softmax already"),
     ],
 )
@@ -465,6 +529,32 @@ def test_divergence_names_step_and_norm_and_leaves_the_weights(fault):
     for name, value in model.parameters.items():
         np.testing.assert_array_equal(value, weights[-1][name])
     assert model.optimizer.iterations == 2
+
+
+def test_a_val_loss_that_is_not_finite_ends_the_run():
+    model = Sequential([RNN(1, 4, rng=0), Dense(4, 1, rng=1)])
+    model.compile("adam", "mse", clip_norm=np.float32(1))
+    x, y = np.ones((6, 3, 1)), np.ones((6, 3, 1))
+    with pytest.raises(TrainingDiverged, match="fit: epoch 1: the val_loss is nan"):
+        model.fit(x, y, epochs=3, verbose=0, validation_data=(x * np.nan, y), callbacks=LambdaCallback())
+
+
+def test_early_stopping_has_the_last_word_after_ctrl_c(capsys):
+    x, y = tokens(N=8)
+    model = language_model()
+    model.compile(Adam(0.01), "sparse_categorical_crossentropy")
+    seen = []
+
+    def end_epoch(epoch, logs):
+        seen.append(model.state_dict())
+        if epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    stopping = EarlyStopping("loss", 9, min_delta=np.float32(100), restore_best_weights=True)
+    model.fit(x, y, epochs=9, verbose=0, callbacks=[stopping, LambdaCallback(on_epoch_end=end_epoch)])
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(value, seen[0][name])
+    assert "that a callback has restored" in capsys.readouterr().err
 
 
 def test_deferred_interrupt_waits_for_the_end_of_the_body():
@@ -657,3 +747,26 @@ def test_what_cannot_stream_says_why():
     for x_t in ([1], [[1, 2]], 1):
         with pytest.raises(ValueError, match="stream: x_t has shape"):
             stream.step(x_t)
+
+
+def test_wrong_steps_states_and_rows_of_a_stream_change_nothing():
+    stream = language_model().stream(2)
+    stream.step([1, 2])
+    state = stream.state[1]
+    with pytest.raises(TypeError, match="stream: x_t"):
+        stream.step([[1], [2, 3]])
+    with pytest.raises(TypeError, match="stream: x_t"):
+        Sequential([GRU(1, 2)]).stream().step([["a"]])
+    with pytest.raises(TypeError, match="stream: x_t has dtype complex"):
+        Sequential([GRU(1, 2)]).stream().step([[1j]])
+    with pytest.raises(ValueError, match="stream: state"):
+        stream.state = [None]
+    for rows in ([5], "a", [[True]]):
+        with pytest.raises(ValueError, match="stream: rows"):
+            stream.reset(rows)
+    stack = Sequential([GRU(2, 3), GRU(3, 2)]).stream()
+    with pytest.raises(ValueError, match="state"):
+        stack.state = [np.ones((1, 1, 3)), np.ones((1, 1, 3))]
+    assert not stack.state[0].any()
+    for part, expected in zip(stream.state[1], state, strict=True):
+        np.testing.assert_array_equal(part, expected)

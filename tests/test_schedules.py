@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrnn import schedules
+from fastrnn import losses, optimizers, schedules
 from fastrnn.schedules import Constant, CosineDecay, ExponentialDecay, StepDecay
 
 ALL = [
@@ -91,3 +91,16 @@ def test_get():
 def test_errors(error, make, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_rate_that_overflows_and_boundaries_that_are_none():
+    with pytest.raises(ValueError, match="ExponentialDecay: .* overflows"):
+        schedules.ExponentialDecay(1.0, 1, 10.0)(400)
+    with pytest.raises(TypeError, match="StepDecay: boundaries is 5"):
+        schedules.StepDecay(1.0, 5)
+
+
+@pytest.mark.parametrize("module", [schedules, losses, optimizers])
+def test_a_name_that_is_no_string(module):
+    with pytest.raises(ValueError, match=r"name is \[\]"):
+        module.from_config({"name": []})

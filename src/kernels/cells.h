@@ -90,11 +90,11 @@ INLINE void gru_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *
 {
     (void)c, (void)c_prev, (void)dc, (void)h;
     V r = a[0], z = a[1], a_h = a[2], n = a[3];
-    V d_n = *dh * (1 - z) * d_tanh(n);
-    da[0] = d_n * a_h * d_sigmoid(r);
+    V da_x = *dh * (1 - z) * d_tanh(n);
+    da[0] = da_x * a_h * d_sigmoid(r);
     da[1] = *dh * (h_prev - n) * d_sigmoid(z);
-    da[2] = d_n * r;
-    da[3] = d_n;
+    da[2] = da_x * r;
+    da[3] = da_x;
     *dh = *dh * z;
 }
 
