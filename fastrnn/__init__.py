@@ -21,12 +21,13 @@ except ImportError as error:
 
 from . import callbacks, diagnostics, functional, losses, optimizers, reference, schedules, text
 from .base import Gradients
+from .data import pad_sequences
 from .generation import generate, iter_generate
 from .layers import Dense, Dropout, Embedding, LastStep
-from .model import Sequential, load
+from .model import Sequential
 from .recurrent import GRU, LSTM, RNN
+from .saving import load
 from .settings import get_num_threads, set_num_threads, show_config
-from .training import pad_sequences
 from .version import __version__
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Sequential: layers one after another, trained, evaluated, saved and loaded as one thing.
+"""Sequential: layers one after another, trained, evaluated and saved as one thing.
 
 Shape letters: ``N`` samples, ``T`` time steps, ``B`` batch rows, ``I`` input size, ``F`` output size.
 The public methods take samples first, ``(N, T, ...)``, as Keras does, whatever a layer's `batch_first`
@@ -15,24 +15,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import losses, optimizers
-from .arguments import Array, as_array, as_generator, as_size
+from .arguments import Array, as_generator, as_size
 from .base import Gradients, Layer, State
 from .callbacks import Callback, History
-from .checkpoint import Path, TensorInfo, as_path, open_file, write_file
+from .checkpoint import Path, as_path, write_file
+from .data import Samples
 from .layers import Dense, Dropout, Embedding, LastStep
 from .losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
+from .model_stream import ModelStream
 from .optimizers import Optimizer
-from .recurrent import GRU, LSTM, RNN, Recurrent
+from .recurrent import Recurrent
 from .schedules import as_number
-from .training import CheckpointPlan, Run, Samples, TrainingDiverged, as_data, deferred_interrupt
+from .training import CheckpointPlan, Run, TrainingDiverged, deferred_interrupt
 
-__all__ = ["ModelStream", "Sequential", "TrainingDiverged", "load"]
-
-#: What a file may ask for, and nothing else.
-_LAYERS: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (RNN, LSTM, GRU, Embedding, Dense, Dropout, LastStep)
-}
-_GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+__all__ = ["ModelStream", "Sequential", "TrainingDiverged"]
 
 
 class Sequential(Layer):
@@ -61,6 +57,7 @@ class Sequential(Layer):
     --------
     The sign of a sum, from sequences of different lengths:
 
+    >>> from fastrnn import GRU
     >>> rng = np.random.default_rng(0)
     >>> x, lengths = rng.normal(size=(64, 10, 1)), rng.integers(1, 11, 64)
     >>> y = np.array([row[:length].sum() > 0 for row, length in zip(x, lengths)], int)
@@ -495,6 +492,7 @@ class Sequential(Layer):
 
         Examples
         --------
+        >>> from fastrnn import RNN
         >>> model = Sequential([Embedding(5, 3, rng=0), RNN(3, 4, rng=1), Dense(4, 5, rng=2)])
         >>> stream = model.stream()
         >>> y = [stream.step(token)[0] for token in ([1], [4])]
@@ -556,10 +554,12 @@ class Sequential(Layer):
         TypeError
             If a layer isn't one of this library's own, or metadata aren't JSON. Nothing has changed then.
         """
+        from .saving import LAYERS  # which imports this module
+
         for index, layer in enumerate(self.layers):
-            if _LAYERS.get(type(layer).__name__) is not type(layer):
+            if LAYERS.get(type(layer).__name__) is not type(layer):
                 raise TypeError(
-                    f"save: layer {index} is {type(layer).__name__}, expected one of {list(_LAYERS)}"
+                    f"save: layer {index} is {type(layer).__name__}, expected one of {list(LAYERS)}"
                 )
         if metadata is not None and not isinstance(metadata, Mapping):
             raise TypeError(f"save: metadata is {type(metadata).__name__}, expected a mapping")
@@ -622,236 +622,3 @@ def _common_dtype(layers: tuple[Layer, ...]) -> np.dtype[Any]:
         described = ", ".join(f"{dtype} (layer {index})" for index, dtype in dtypes.items())
         raise ValueError(f"Sequential: the layers have the dtypes {described}, expected one for all")
     return next(iter(dtypes.values()), np.dtype(np.float32))
-
-
-class ModelStream:
-    """A model that is fed one step at a time; made by `Sequential.stream`."""
-
-    def __init__(self, model: Sequential, batch_size: int) -> None:
-        self.batch_size = as_size("stream", "batch_size", batch_size)
-        self._takes_ids = isinstance(model.layers[0], Embedding)
-        self._dtype = model.dtype
-        self._streams: list[Any] = []  # of each layer, None if it has no state
-        self._steps: list[_Step] = []
-        if not model._per_step:
-            raise ValueError("stream: the model has a LastStep, which needs the whole sequence")
-        for layer in model.layers:
-            stream: Any = layer.stream(batch_size) if hasattr(layer, "stream") else None
-            self._streams.append(stream)
-            self._steps.append(_Step(layer) if stream is None else stream.step)
-
-    def step(self, x_t: ArrayLike) -> Array:
-        """The output of one step.
-
-        Parameters
-        ----------
-        x_t
-            Token ids (B,), or real (B, I); with a batch size of 1 also a single id, or (I,).
-
-        Returns
-        -------
-        ndarray
-            (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
-        """
-        x = as_data("stream", "x_t", x_t) if self._takes_ids else as_array("stream", "x_t", x_t, self._dtype)
-        ndim = 1 if self._takes_ids else 2
-        unbatched = self.batch_size == 1 and x.ndim == ndim - 1
-        if unbatched:
-            x = x[np.newaxis]
-        if x.ndim != ndim or len(x) != self.batch_size:
-            letters = "(B,)" if self._takes_ids else "(B, I)"
-            raise ValueError(
-                f"stream: x_t has shape {x.shape}, expected {letters} with B = {self.batch_size}"
-            )
-        for step in self._steps:
-            x = step(x)
-        return x[0] if unbatched else x
-
-    @property
-    def state(self) -> list[State]:
-        """The state of each layer, None for those without one."""
-        return [None if stream is None else stream.state for stream in self._streams]
-
-    @state.setter
-    def state(self, states: Sequence[State]) -> None:
-        if not isinstance(states, (list, tuple)) or len(states) != len(self._streams):
-            raise ValueError(
-                f"stream: state is not a list with an entry for each of {len(self._streams)} layers"
-            )
-        before = self.state
-        try:
-            for stream, state in zip(self._streams, states, strict=True):
-                if stream is not None:
-                    stream.state = state
-        except BaseException:
-            for stream, state in zip(self._streams, before, strict=True):
-                if stream is not None:
-                    stream.state = state
-            raise
-
-    def reset(self, rows: ArrayLike | None = None) -> None:
-        """Back to the state of zeros: all rows, or those with these indices, or where a mask is True."""
-        if rows is not None:
-            try:
-                rows = np.arange(self.batch_size)[rows]  # type: ignore[index]  # the error is NumPy's
-            except (IndexError, ValueError) as error:
-                raise ValueError(
-                    f"stream: rows is {rows!r}, expected rows of {self.batch_size}: {error}"
-                ) from error
-        for stream in self._streams:
-            if stream is not None:
-                stream.reset(rows)
-
-
-class _Step:
-    """One step of a stateless layer, into the same memory each time."""
-
-    def __init__(self, layer: Layer) -> None:
-        self._layer: Any = layer
-        self._out: Array | None = None
-
-    def __call__(self, x_t: Array) -> Array:
-        if isinstance(self._layer, Dropout):
-            return x_t
-        self._out = self._layer._step(x_t, self._out)
-        return self._out
-
-
-# --------------------------------------------------------------------------------------------- loading
-
-
-def load(path: Path, *, rng: int | np.random.Generator | None = None) -> Sequential:
-    """Read a model that ``model.save`` wrote.
-
-    Nothing in the file is executed, and it is checked from end to end, sizes before memory is
-    taken: damage, another format, or options and weights that do not fit are a ValueError.
-
-    Parameters
-    ----------
-    path
-        The file.
-    rng
-        Seed or generator of the model and its layers, for shuffling and dropout in further training.
-
-    Returns
-    -------
-    Sequential
-        With the weights, dtype, metadata and compile options that were saved.
-
-    Raises
-    ------
-    ValueError
-        Names the file and the fault.
-    FileNotFoundError
-        If there is none.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "m.safetensors")
-    >>> model = Sequential([Embedding(5, 3), RNN(3, 4), Dense(4, 5)])
-    >>> model.save(path, metadata={"text": "abc"})
-    >>> load(path).metadata
-    {'text': 'abc'}
-    """
-    generator = as_generator("load", rng)
-    with open_file(path, "model") as file:
-        document = file.document
-        if not isinstance(document, dict) or set(document) != {"layers", "compile", "metadata", "parameters"}:
-            raise ValueError("the document is not that of a model")
-        if not isinstance(document["metadata"], dict):
-            raise ValueError("the metadata are not an object")
-        model = Sequential(_build_layers(document["layers"], file.tensors, generator), rng=generator)
-        _compare(model.parameters, file.tensors)
-        _compile(model, document["compile"])
-        content = file.read_document()
-        model.metadata = content["metadata"]
-        model.load_state_dict(content["parameters"])
-    return model
-
-
-def _build_layers(
-    entries: Any, tensors: Mapping[str, TensorInfo], generator: np.random.Generator
-) -> list[Layer]:
-    """The layers of the file, if its tensors are large enough for them."""
-    if not isinstance(entries, list):
-        raise ValueError("the layers are not a list")
-    present = np.zeros(len(entries), object)  # exact, however large
-    for name, info in tensors.items():
-        prefix, _, rest = name.removeprefix("parameters/").partition(".")
-        index = int(prefix) if prefix.isascii() and prefix.isdigit() and len(prefix) < 9 else len(entries)
-        if not rest or index >= len(entries):
-            raise ValueError(f"tensor {name[:80]!r} belongs to no layer")
-        present[index] += (info.end - info.begin) // info.dtype.itemsize
-    layers = []
-    for index, entry in enumerate(entries):
-        try:
-            layers.append(_build_layer(entry, present[index], generator))
-        except (ValueError, TypeError) as fault:
-            raise ValueError(f"layer {index}: {fault}") from fault
-    return layers
-
-
-def _build_layer(entry: Any, present: int, generator: np.random.Generator) -> Layer:
-    if not isinstance(entry, dict) or entry.keys() != {"class", "config"}:
-        raise ValueError("the entry does not have a class and a config")
-    name, config = entry["class"], entry["config"]
-    if not isinstance(name, str) or name not in _LAYERS:
-        raise ValueError(f"the class is {str(name)[:80]!r}, expected one of {list(_LAYERS)}")
-    layer = _LAYERS[name]
-    if not isinstance(config, dict) or not set(config) <= set(layer._options):
-        raise ValueError(f"the config of {name} is not an object with the keys {list(layer._options)}")
-    needed = _fewest_numbers(name, config)
-    if needed > present:
-        raise ValueError(f"{name} has at least {needed} weights, but the file holds {present} for it")
-    options: dict[str, Any] = dict(config)
-    if name != "LastStep":
-        options["rng"] = generator
-    return layer(**options)
-
-
-def _fewest_numbers(name: str, config: Mapping[str, Any]) -> int:
-    """How many numbers the weight matrices of such a layer hold; with biases they are at most twice that."""
-
-    def size(key: str, default: int = 0) -> int:
-        value = config.get(key, default)
-        return value if isinstance(value, int) and value > 0 else 0  # the layer rejects the others
-
-    if name == "Embedding":
-        return size("input_dim") * size("output_dim")
-    if name == "Dense":
-        return size("input_size") * size("units")
-    if name not in _GATES:
-        return 0
-    D = 2 if config.get("bidirectional") else 1
-    H, L = size("hidden_size"), size("num_layers", 1)
-    P = size("proj_size") or H
-    return D * _GATES[name] * H * (size("input_size") + P + (L - 1) * (D * P + P))
-
-
-def _compare(parameters: Mapping[str, Array], tensors: Mapping[str, TensorInfo]) -> None:
-    """The tensors must be the parameters, in name, shape and dtype."""
-    expected = {f"parameters/{name}": value for name, value in parameters.items()}
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in expected or name not in tensors:
-            raise ValueError(f"tensor {name[:80]!r} is {'unexpected' if name in tensors else 'missing'}")
-        want, have = expected[name], tensors[name]
-        if have.shape != want.shape or have.dtype.newbyteorder("=") != want.dtype:
-            raise ValueError(
-                f"tensor {name!r} is {have.dtype} {have.shape}, expected {want.dtype} {want.shape}"
-            )
-
-
-def _compile(model: Sequential, options: Any) -> None:
-    if options is None:
-        return
-    if not isinstance(options, dict) or options.keys() != {"optimizer", "loss", "clip_norm", "clip_value"}:
-        raise ValueError("the compile options do not have the right keys")
-    if not isinstance(options["optimizer"], dict) or not isinstance(options["loss"], dict):
-        raise ValueError("the optimizer and the loss are not objects")
-    model.compile(
-        optimizers.from_config(options["optimizer"]),
-        losses.from_config(options["loss"]),
-        clip_norm=options["clip_norm"],
-        clip_value=options["clip_value"],
-    )

@@ -9,8 +9,9 @@ import pytest
 
 from fastrnn.callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, ModelCheckpoint
 from fastrnn.layers import Dense
-from fastrnn.model import Sequential, load
+from fastrnn.model import Sequential
 from fastrnn.recurrent import RNN
+from fastrnn.saving import load
 
 X = np.random.default_rng(0).normal(size=(6, 4, 2))
 Y = X[..., :1]

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import cli, corpus, training
+from fastrnn import cli, commands, corpus, training
 from fastrnn.checkpoint import read_file, write_file
 from fastrnn.cli import main
 from fastrnn.generation import generate
+from fastrnn.recipe import DEMO, FULL, Recipe
 from fastrnn.text import Tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog.\nPack my box with five dozen jugs!\n" * 40
@@ -98,7 +99,7 @@ def test_the_loss_falls_and_the_best_weights_are_kept(trained):
     assert rows[:, 0].tolist() == [0, 1, 2]
     assert rows[-1, 1] < rows[0, 1]
     model = fastrnn.load(trained / "model.safetensors")
-    _, _, validation = cli._prepare(TEXT, cli.Recipe(batch_size=4))
+    _, _, validation = commands._prepare(TEXT, Recipe(batch_size=4))
     assert model.evaluate(*validation) == pytest.approx(rows[:, 2].min(), rel=1e-5)
 
 
@@ -130,8 +131,8 @@ def test_without_file_the_corpus_and_the_small_recipe(monkeypatch, capsys):
     assert main(["train", *SMALL]) == 0
     assert "manual of Python" in capsys.readouterr().out
     recipe = fastrnn.load("model.safetensors").metadata["recipe"]
-    assert recipe["layers"] == cli.DEMO.layers
-    assert recipe["learning_rate"] == cli.DEMO.learning_rate
+    assert recipe["layers"] == DEMO.layers
+    assert recipe["learning_rate"] == DEMO.learning_rate
     assert recipe["hidden"] == 8
 
 
@@ -175,7 +176,7 @@ def test_a_resumed_run_ends_with_the_same_bits(error, epoch, trained, directory,
 
 
 def test_a_run_resumes_in_mid_epoch(trained, directory, monkeypatch):
-    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr(commands, "CHECKPOINT_EVERY", timedelta(0))
     with monkeypatch.context() as patch:
         stop_in_epoch(patch, 2, OSError("power cut"))
         assert train("--csv", "log.csv") == 1
@@ -250,21 +251,21 @@ def test_resume_without_a_checkpoint_starts(trained, directory, capsys):
     [
         ({}, "not one of 'fastrnn train'"),
         ({"recipe": {}, "csv": None, "text_sha256": ""}, "of another version"),
-        ({"recipe": vars(cli.FULL) | {"hidden": "8"}, "csv": None, "text_sha256": ""}, "hidden = '8'"),
+        ({"recipe": vars(FULL) | {"hidden": "8"}, "csv": None, "text_sha256": ""}, "hidden = '8'"),
         (
-            {"recipe": vars(cli.FULL) | {"cell": "foo"}, "csv": None, "text_sha256": ""},
+            {"recipe": vars(FULL) | {"cell": "foo"}, "csv": None, "text_sha256": ""},
             "--cell: invalid choice: 'foo'",
         ),
         (
-            {"recipe": vars(cli.FULL) | {"bptt": 0}, "csv": None, "text_sha256": ""},
+            {"recipe": vars(FULL) | {"bptt": 0}, "csv": None, "text_sha256": ""},
             "--bptt: expected an integer from 1",
         ),
         (
-            {"recipe": vars(cli.FULL) | {"dropout": 2.0}, "csv": None, "text_sha256": ""},
+            {"recipe": vars(FULL) | {"dropout": 2.0}, "csv": None, "text_sha256": ""},
             "--dropout: 2.0 is not",
         ),
-        ({"recipe": vars(cli.FULL), "csv": 1, "text_sha256": ""}, "is no string"),
-        ({"recipe": vars(cli.FULL), "csv": None, "text_sha256": ""}, "'position'"),
+        ({"recipe": vars(FULL), "csv": 1, "text_sha256": ""}, "is no string"),
+        ({"recipe": vars(FULL), "csv": None, "text_sha256": ""}, "'position'"),
     ],
 )
 def test_foreign_checkpoints(state, fault, capsys):
@@ -336,8 +337,8 @@ def test_a_finished_run_has_nothing_left_to_do(trained, directory, capsys):
 
 def test_speed_counts_what_was_trained(monkeypatch, capsys):
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock, 110.0))
-    training, _ = cli._prepare(TEXT, cli.Recipe(batch_size=4))[1:]
+    monkeypatch.setattr(commands.time, "monotonic", lambda: next(clock, 110.0))
+    training, _ = commands._prepare(TEXT, Recipe(batch_size=4))[1:]
     assert train() == 0
     assert (
         f"Trained in 0:00:10, {3 * training[0].size / 10:,.0f} characters a second" in capsys.readouterr().out
@@ -445,7 +446,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch, capsys):
     def fail(dir):
         raise PermissionError(13, "Permission denied", f"{dir}/x")
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", fail)
+    monkeypatch.setattr(commands.tempfile, "TemporaryFile", fail)
     assert train() == 1
     assert error_of(capsys) == "model.safetensors: Permission denied"
 
@@ -458,11 +459,11 @@ def test_too_large_a_model_names_the_options(capsys):
 @pytest.mark.parametrize("validation", [0.0, 0.1, 0.3, 0.5, 0.9, 0.99, 0.001])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_the_least_size_is_just_enough(validation, batch_size):
-    recipe = cli.Recipe(validation=validation, batch_size=batch_size)
-    size = cli._least_size(recipe)
-    cli._prepare("a" * size, recipe)
+    recipe = Recipe(validation=validation, batch_size=batch_size)
+    size = commands._least_size(recipe)
+    commands._prepare("a" * size, recipe)
     with pytest.raises(ValueError, match=f"expected at least {size} with"):
-        cli._prepare("a" * (size - 1), recipe)
+        commands._prepare("a" * (size - 1), recipe)
 
 
 def test_divergence_is_an_error_of_one_line(capsys):
@@ -489,13 +490,13 @@ def test_help(command, capsys):
     output = capsys.readouterr().out
     assert output.startswith("usage: fastrnn")
     if command == ["train"]:
-        assert " ".join(output.split()).count("(default: ") == len(vars(cli.FULL)) + 3
+        assert " ".join(output.split()).count("(default: ") == len(vars(FULL)) + 3
 
 
 def test_every_part_of_the_recipe_is_an_option():
     arguments = cli._parser().parse_args(["train"])
     assert isinstance(arguments, argparse.Namespace)
-    assert all(getattr(arguments, name) is None for name in vars(cli.FULL))
+    assert all(getattr(arguments, name) is None for name in vars(FULL))
 
 
 # --------------------------------------------------------------------------------- as its own process

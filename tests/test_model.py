@@ -12,12 +12,13 @@ import pytest
 from oracles import assert_close, finite_difference
 
 from fastrnn.callbacks import EarlyStopping, History, LambdaCallback
+from fastrnn.data import pad_sequences
 from fastrnn.layers import Dense, Dropout, Embedding, LastStep
 from fastrnn.losses import CategoricalCrossentropy
 from fastrnn.model import Sequential, TrainingDiverged
 from fastrnn.optimizers import SGD, Adam
 from fastrnn.recurrent import GRU, LSTM, RNN
-from fastrnn.training import deferred_interrupt, pad_sequences
+from fastrnn.training import deferred_interrupt
 
 
 def language_model(dtype="float64", V=6, *, dropout=0.0, rng=0, **options):

@@ -12,9 +12,10 @@ from safetensors import safe_open
 
 from fastrnn.layers import Dense, Dropout, Embedding, LastStep
 from fastrnn.losses import SparseCategoricalCrossentropy
-from fastrnn.model import Sequential, load
+from fastrnn.model import Sequential
 from fastrnn.optimizers import SGD
 from fastrnn.recurrent import GRU, LSTM, RNN
+from fastrnn.saving import load
 from fastrnn.schedules import StepDecay
 from fastrnn.text import CharTokenizer
 

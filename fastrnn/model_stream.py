@@ -1,0 +1,114 @@
+"""A whole model one step at a time, for input that arrives step by step and cannot be waited for.
+
+What `fastrnn.stream` is to a recurrent layer, this is to a model; `Sequential.stream` makes it.
+Shape letters: ``B`` batch rows, ``I`` input size, ``F`` output size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .arguments import Array, as_array, as_size
+from .base import Layer, State
+from .data import as_data
+from .layers import Dropout, Embedding
+
+if TYPE_CHECKING:
+    from .model import Sequential
+
+
+class ModelStream:
+    """A model that is fed one step at a time; made by `Sequential.stream`."""
+
+    def __init__(self, model: Sequential, batch_size: int) -> None:
+        self.batch_size = as_size("stream", "batch_size", batch_size)
+        self._takes_ids = isinstance(model.layers[0], Embedding)
+        self._dtype = model.dtype
+        self._streams: list[Any] = []  # of each layer, None if it has no state
+        self._steps: list[_Step] = []
+        if not model._per_step:
+            raise ValueError("stream: the model has a LastStep, which needs the whole sequence")
+        for layer in model.layers:
+            stream: Any = layer.stream(batch_size) if hasattr(layer, "stream") else None
+            self._streams.append(stream)
+            self._steps.append(_Step(layer) if stream is None else stream.step)
+
+    def step(self, x_t: ArrayLike) -> Array:
+        """The output of one step.
+
+        Parameters
+        ----------
+        x_t
+            Token ids (B,), or real (B, I); with a batch size of 1 also a single id, or (I,).
+
+        Returns
+        -------
+        ndarray
+            (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
+        """
+        x = as_data("stream", "x_t", x_t) if self._takes_ids else as_array("stream", "x_t", x_t, self._dtype)
+        ndim = 1 if self._takes_ids else 2
+        unbatched = self.batch_size == 1 and x.ndim == ndim - 1
+        if unbatched:
+            x = x[np.newaxis]
+        if x.ndim != ndim or len(x) != self.batch_size:
+            letters = "(B,)" if self._takes_ids else "(B, I)"
+            raise ValueError(
+                f"stream: x_t has shape {x.shape}, expected {letters} with B = {self.batch_size}"
+            )
+        for step in self._steps:
+            x = step(x)
+        return x[0] if unbatched else x
+
+    @property
+    def state(self) -> list[State]:
+        """The state of each layer, None for those without one."""
+        return [None if stream is None else stream.state for stream in self._streams]
+
+    @state.setter
+    def state(self, states: Sequence[State]) -> None:
+        if not isinstance(states, (list, tuple)) or len(states) != len(self._streams):
+            raise ValueError(
+                f"stream: state is not a list with an entry for each of {len(self._streams)} layers"
+            )
+        before = self.state
+        try:
+            for stream, state in zip(self._streams, states, strict=True):
+                if stream is not None:
+                    stream.state = state
+        except BaseException:
+            for stream, state in zip(self._streams, before, strict=True):
+                if stream is not None:
+                    stream.state = state
+            raise
+
+    def reset(self, rows: ArrayLike | None = None) -> None:
+        """Back to the state of zeros: all rows, or those with these indices, or where a mask is True."""
+        if rows is not None:
+            try:
+                rows = np.arange(self.batch_size)[rows]  # type: ignore[index]  # the error is NumPy's
+            except (IndexError, ValueError) as error:
+                raise ValueError(
+                    f"stream: rows is {rows!r}, expected rows of {self.batch_size}: {error}"
+                ) from error
+        for stream in self._streams:
+            if stream is not None:
+                stream.reset(rows)
+
+
+class _Step:
+    """One step of a stateless layer, into the same memory each time."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer: Any = layer
+        self._out: Array | None = None
+
+    def __call__(self, x_t: Array) -> Array:
+        if isinstance(self._layer, Dropout):
+            return x_t
+        self._out = self._layer._step(x_t, self._out)
+        return self._out
