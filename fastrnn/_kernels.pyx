@@ -159,9 +159,9 @@ cdef inline void gemm_nn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a
 
 
 cdef inline void gemm_tn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
-                         const real *b, Py_ssize_t ldb, real *c, Py_ssize_t ldc) noexcept nogil:
-    """c (M, N) += a (K, M)^T b (K, N)"""
-    gemm("N", "T", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, <real>1, c, <int>ldc)
+                         const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) noexcept nogil:
+    """c (M, N) = a (K, M)^T b (K, N) + beta c"""
+    gemm("N", "T", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, beta, c, <int>ldc)
 
 
 # --- one layer, one direction -------------------------------------------------------------------------
@@ -366,14 +366,14 @@ cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_
     cdef real *dbias = <real *>a.bias
     cdef real *chunk_sum = <real *>a.chunk_sum
     cdef real *dx
-    gemm_tn(direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, dw_hh, P)
-    gemm_tn(direct_x, I, rows, dgates, AH, x, I, dw_ih, I)
+    gemm_tn(direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, <real>1, dw_hh, P)
+    gemm_tn(direct_x, I, rows, dgates, AH, x, I, <real>1, dw_ih, I)
     if shape.gates > shape.input_blocks:
-        gemm_tn(H, I, rows, dgates + AH - H, AH, x, I, dw_ih + direct_x * I, I)
+        gemm_tn(H, I, rows, dgates + AH - H, AH, x, I, <real>1, dw_ih + direct_x * I, I)
     if shape.has_reset:
-        gemm_tn(H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, dw_hh + direct_h * H, H)
+        gemm_tn(H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, <real>1, dw_hh + direct_h * H, H)
     if a.projected:
-        gemm_tn(P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, <real *>a.dweight_hr, H)
+        gemm_tn(P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, <real>1, <real *>a.dweight_hr, H)
     # A sum per chunk, then the sum of those: shorter chains, smaller error.
     memset(chunk_sum, 0, AH * sizeof(real))
     if real is float:
@@ -513,6 +513,41 @@ cdef class Stepper:
                         forward_run(<double *>NULL, &self.runs[k], mode)
         finally:
             fastrnn_restore_mode(mode)
+
+
+cdef void product_run(real *_, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
+                      void *a, void *b, void *c) noexcept nogil:
+    if transpose_a:
+        gemm_tn(M, N, K, <const real *>a, M, <const real *>b, N, <real>0, <real *>c, N)
+    elif transpose_b:
+        gemm_nt(M, N, K, <const real *>a, K, <const real *>b, K, <real>0, <real *>c, N)
+    else:
+        gemm_nn(M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
+
+
+def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
+    """c = a b, of contiguous matrices of one dtype, one of the two factors transposed or none.
+
+    For the layers around the recurrent ones: theirs go through the same BLAS, because two libraries that
+    keep their threads spinning on the same cores cost more than either gains.
+    """
+    cdef Py_ssize_t M = c.shape[0], N = c.shape[1], K = a.shape[0] if transpose_a else a.shape[1]
+    cdef void *pa = data(a)
+    cdef void *pb = data(b)
+    cdef void *pc = data(c)
+    if not M or not N:
+        return
+    if max(M, N, K) > 0x7fffffff:
+        raise ValueError(f"product: sizes {M}, {N}, {K} are more than BLAS takes")
+    if not K:
+        c[...] = 0
+        return
+    if c.dtype == np.float32:
+        with nogil:
+            product_run(<float *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+    else:
+        with nogil:
+            product_run(<double *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
 
 
 def activation(str name, x):

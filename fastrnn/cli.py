@@ -226,7 +226,7 @@ and is not overwritten before, unless with --resume.""",
         default="auto",
         help="auto is a bar on a terminal, else a line for each epoch",
     )
-    _add_threads(run)
+    _add_threads(run, "all; fewer are faster where other work keeps some of them busy")
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -305,14 +305,13 @@ examples:
         metavar="N",
         help="the same seed writes the same text (default: %(default)s)",
     )
-    _add_threads(parser)
+    _add_threads(parser, "1")
 
 
-def _add_threads(parser: Any) -> None:
+def _add_threads(parser: Any, default: str) -> None:
     parser.add_argument(
         "--threads",
         type=_integer(1, 1024),
         metavar="N",
-        help="use at most N processor cores (default: FASTRNN_NUM_THREADS or 1; more threads help only "
-        "from about 512 hidden units or large batches on)",
+        help=f"use at most N processor cores (default: FASTRNN_NUM_THREADS, else {default})",
     )

@@ -47,7 +47,7 @@ def generate(arguments: argparse.Namespace) -> int:
     """Write text with a trained model, token by token."""
     from .saving import load
 
-    _set_threads(arguments.threads)
+    _set_threads(arguments.threads, default=1)  # a single step is too little to share
     model = load(arguments.model)
     tokenizer = _tokenizer_of(model, arguments.model)
     _write(
@@ -78,7 +78,7 @@ def _train_and_show(arguments: argparse.Namespace) -> int:
     _check_files(arguments.files, arguments.out, arguments.csv, arguments.plot)
     if not arguments.resume:
         _check_checkpoint(_checkpoint_path(arguments.out))
-    _set_threads(arguments.threads)
+    _set_threads(arguments.threads, default=None)
     text = _read_text(arguments.files)
     run = _choose_run(arguments, text)
     _check_files(arguments.files, arguments.out, run.csv, arguments.plot)  # --csv may be the checkpoint's
@@ -419,12 +419,14 @@ def _is_same_file(a: str, b: str) -> bool:
     return os.path.realpath(a) == os.path.realpath(b)
 
 
-def _set_threads(threads: int | None) -> None:
-    """One by default: the products of one step are too small to be worth sharing."""
+def _set_threads(threads: int | None, default: int | None) -> None:
+    """What --threads says, or the environment, or `default`; None leaves it to BLAS."""
     from .settings import set_num_threads
 
-    if threads is not None or "FASTRNN_NUM_THREADS" not in os.environ:
-        set_num_threads(threads or 1)
+    if threads is None and "FASTRNN_NUM_THREADS" not in os.environ:
+        threads = default
+    if threads is not None:
+        set_num_threads(threads)
 
 
 def _verbosity(progress: str) -> int:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from . import _kernels
 from .arguments import (
     Array,
     as_array,
@@ -321,7 +322,8 @@ class Dense(_StatelessLayer):
     def _logits(self, x: Array, out: Array | None = None) -> Array:
         """``x W^T + b`` for x (..., F), as one product over all positions, into `out` if given."""
         rows = x.reshape(-1, self.input_size)
-        z: Array = np.matmul(rows, self._parameters["weight"].T, out=out)
+        z = np.empty((len(rows), self.units), self.dtype) if out is None else out
+        _kernels.product(rows, self._parameters["weight"], z, transpose_b=True)
         if self.bias:
             z += self._parameters["bias"]
         return z.reshape(*x.shape[:-1], self.units)
@@ -365,11 +367,15 @@ class Dense(_StatelessLayer):
         dx = dz W,  dW = dz^T x,  db = sum_n dz_n.
         """
         rows = tape.reshape(-1, self.input_size)
-        dz = dlogits.reshape(-1, self.units)
-        parameters = {"weight": dz.T @ rows}
+        dz = np.ascontiguousarray(dlogits, self.dtype).reshape(-1, self.units)
+        weight = self._parameters["weight"]
+        dx, dweight = np.empty_like(rows), np.empty_like(weight)
+        _kernels.product(dz, rows, dweight, transpose_a=True)
+        _kernels.product(dz, weight, dx)
+        parameters = {"weight": dweight}
         if self.bias:
             parameters["bias"] = dz.sum(axis=0)
-        return Gradients((dz @ self._parameters["weight"]).reshape(tape.shape), None, parameters)
+        return Gradients(dx.reshape(tape.shape), None, parameters)
 
 
 class Dropout(_StatelessLayer):

@@ -350,6 +350,7 @@ def test_threads(threads, monkeypatch):
     monkeypatch.delenv("FASTRNN_NUM_THREADS", raising=False)
     before = fastrnn.get_num_threads()
     try:
+        fastrnn.set_num_threads(1)
         assert train("--epochs", "1", *threads) == 0
         assert fastrnn.get_num_threads() == (2 if threads else 1)
     finally:
