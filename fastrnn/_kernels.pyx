@@ -108,22 +108,21 @@ def cell_shape(int cell):
 # BLAS is column-major: a row-major matrix is its own transpose there, so operands swap places.
 # A few rows go to gemv one by one: gemm packs the whole weight matrix first. Measured with OpenBLAS 0.3.30,
 # N = 4H, H = 128 to 512: gemv keeps to 40 GFLOP/s; gemm has 5, 20, 34, 53, 72 at 1, 4, 8, 16, 32 rows.
-
 # So the bits of a product depend on how many rows it has; only that of a call as a whole is repeated.
 
 cdef enum:
     GEMV_ROWS = 8
 
 
-cdef inline void gemv(char *trans, int columns, int rows, const real *a, int lda, const real *x, real beta,
+cdef inline void gemv(char *trans, int m, int n, const real *a, int lda, const real *x, real beta,
                       real *y) noexcept nogil:
-    """y = a x + beta y, or with "T" a^T x + beta y, for a column-major a (columns, rows)."""
+    """y = a x + beta y, or with "T" a^T x + beta y, for a column-major a (m, n)."""
     cdef real alpha = 1
     cdef int one = 1
     if real is float:
-        sgemv(trans, &columns, &rows, &alpha, <real *>a, &lda, <real *>x, &one, &beta, y, &one)
+        sgemv(trans, &m, &n, &alpha, <real *>a, &lda, <real *>x, &one, &beta, y, &one)
     else:
-        dgemv(trans, &columns, &rows, &alpha, <real *>a, &lda, <real *>x, &one, &beta, y, &one)
+        dgemv(trans, &m, &n, &alpha, <real *>a, &lda, <real *>x, &one, &beta, y, &one)
 
 
 cdef inline void gemm(char *trans_a, char *trans_b, int m, int n, int k, const real *a, int lda, const real *b,
