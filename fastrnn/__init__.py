@@ -11,6 +11,9 @@ Shape letters in all documentation: T time steps, B batch rows, I input size, H 
 P projection size, L layers, D directions, G gate rows (H, 3H or 4H).
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 try:
     from . import _kernels  # noqa: F401
 except ImportError as error:
@@ -19,16 +22,19 @@ except ImportError as error:
         "folder after `pip install .`, or use `pip install -e .`"
     ) from error
 
-from . import callbacks, diagnostics, functional, losses, optimizers, reference, schedules, text
+from . import functional
 from .base import Gradients
-from .data import pad_sequences
-from .generation import generate, iter_generate
 from .layers import Dense, Dropout, Embedding, LastStep
-from .model import Sequential
 from .recurrent import GRU, LSTM, RNN
-from .saving import load
 from .settings import get_num_threads, set_num_threads, show_config
 from .version import __version__
+
+if TYPE_CHECKING:
+    from . import callbacks, diagnostics, losses, optimizers, reference, schedules, text
+    from .data import pad_sequences
+    from .generation import generate, iter_generate
+    from .model import Sequential
+    from .saving import load
 
 __all__ = [
     "GRU",
@@ -57,3 +63,25 @@ __all__ = [
     "show_config",
     "text",
 ]
+
+# Who only runs a layer does not wait for what trains one: these are imported when they are first asked for.
+_LATER = {
+    "Sequential": "model",
+    "generate": "generation",
+    "iter_generate": "generation",
+    "load": "saving",
+    "pad_sequences": "data",
+} | dict.fromkeys(("callbacks", "diagnostics", "losses", "optimizers", "reference", "schedules", "text"), "")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_LATER[name] or name}")
+    value = getattr(module, name) if _LATER[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
