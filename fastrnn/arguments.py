@@ -6,12 +6,14 @@ caller's array; a cast or a change of layout makes a copy, anything else does no
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 #: BLAS takes its sizes as 32-bit integers.
 LARGEST = 2**31 - 1
@@ -73,6 +75,18 @@ def as_generator(owner: str, rng: Any) -> np.random.Generator:
             raise ValueError(f"{owner}: rng is {rng}, expected a seed of at least 0")
         return np.random.default_rng(rng)
     raise TypeError(f"{owner}: rng is {rng!r}, expected None, an int seed or a numpy.random.Generator")
+
+
+def make_by_name(what: str, table: Mapping[str, Callable[..., T]], config: Mapping[str, Any]) -> T:
+    """The entry of `table` that ``config["name"]`` names, called with the rest; ValueError if that fails."""
+    options = dict(config)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"{what}: name is {name!r}, expected one of {list(table)}")
+    try:
+        return table[name](**options)
+    except TypeError as error:
+        raise ValueError(f"{what}: {name} can't be made from {options}: {error}") from error
 
 
 # ---- arrays ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import Array
+from .arguments import Array, make_by_name
 
 __all__ = [
     "CategoricalCrossentropy",
@@ -312,14 +312,7 @@ _LOSSES: dict[str, type[Loss]] = {
 
 def from_config(config: Mapping[str, Any]) -> Loss:
     """The loss whose `config` this is; ValueError for an unknown name or wrong options."""
-    options = dict(config)
-    loss = options.pop("name", None)
-    if not isinstance(loss, str) or loss not in _LOSSES:
-        raise ValueError(f"loss: name is {loss!r}, expected one of {list(_LOSSES)}")
-    try:
-        return _LOSSES[loss](**options)
-    except TypeError as error:
-        raise ValueError(f"loss: {loss} can't be made from {options}: {error}") from error
+    return make_by_name("loss", _LOSSES, config)
 
 
 def get(loss: str | Loss) -> Loss:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import Array, as_array, as_size
+from .arguments import Array, as_array, as_rows, as_size
 from .base import Layer, State
 from .data import as_data
 from .layers import Dropout, Embedding
@@ -88,16 +88,10 @@ class ModelStream:
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Back to the state of zeros: all rows, or those with these indices, or where a mask is True."""
-        if rows is not None:
-            try:
-                rows = np.arange(self.batch_size)[rows]  # type: ignore[index]  # the error is NumPy's
-            except (IndexError, ValueError) as error:
-                raise ValueError(
-                    f"stream: rows is {rows!r}, expected rows of {self.batch_size}: {error}"
-                ) from error
+        chosen = as_rows("stream", rows, self.batch_size)
         for stream in self._streams:
             if stream is not None:
-                stream.reset(rows)
+                stream.reset(chosen)
 
 
 class _Step:

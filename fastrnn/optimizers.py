@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import schedules
-from .arguments import Array, as_flag, as_fraction
+from .arguments import Array, as_flag, as_fraction, make_by_name
 from .schedules import Schedule, as_number
 
 __all__ = [
@@ -419,17 +419,10 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 def from_config(config: Mapping[str, Any]) -> Optimizer:
     """The optimizer whose `config` this is; ValueError for an unknown name or wrong options."""
-    options = dict(config)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in _OPTIMIZERS:
-        raise ValueError(f"optimizer: name is {name!r}, expected one of {list(_OPTIMIZERS)}")
-    rate = options.get("learning_rate")
+    rate = config.get("learning_rate")
     if isinstance(rate, Mapping):
-        options["learning_rate"] = schedules.from_config(rate)
-    try:
-        return _OPTIMIZERS[name](**options)
-    except TypeError as error:
-        raise ValueError(f"optimizer: {name} can't be made from {options}: {error}") from error
+        config = {**config, "learning_rate": schedules.from_config(rate)}
+    return make_by_name("optimizer", _OPTIMIZERS, config)
 
 
 def get(optimizer: str | Optimizer) -> Optimizer:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arguments import as_flag, as_size
+from .arguments import as_flag, as_size, make_by_name
 
 __all__ = ["Constant", "CosineDecay", "ExponentialDecay", "Schedule", "StepDecay", "from_config", "get"]
 
@@ -204,14 +204,7 @@ _SCHEDULES: dict[str, type[Schedule]] = {
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
     """The schedule whose `config` this is; ValueError for an unknown name or wrong options."""
-    options = dict(config)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in _SCHEDULES:
-        raise ValueError(f"schedule: name is {name!r}, expected one of {list(_SCHEDULES)}")
-    try:
-        return _SCHEDULES[name](**options)
-    except TypeError as error:
-        raise ValueError(f"schedule: {name} can't be made from {options}: {error}") from error
+    return make_by_name("schedule", _SCHEDULES, config)
 
 
 def get(rate: float | Schedule) -> Schedule:

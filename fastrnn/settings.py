@@ -14,6 +14,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,21 +63,16 @@ class _BlasThreads:
         return self._get[0]() if self._get else 1
 
 
-_blas_threads: _BlasThreads | None = None
-
-
+@cache
 def _blas() -> _BlasThreads:
-    global _blas_threads
-    if _blas_threads is None:
-        _blas_threads = _BlasThreads()
-    return _blas_threads
+    return _BlasThreads()
 
 
 def set_num_threads(n: int) -> None:
     """Use at most `n` threads, in this process, from the next call on.
 
-    The products are SciPy's BLAS's, so this sets the number of threads of that BLAS (and of NumPy's, which
-    `Dense` uses): other code of the process that calls them is affected as well.
+    The products are SciPy's BLAS's, so this sets the number of threads of that BLAS (and of NumPy's, lest two
+    pools of spinning threads share the cores): other code of the process that calls them is affected as well.
 
     Raises
     ------

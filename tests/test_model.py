@@ -762,8 +762,8 @@ def test_wrong_steps_states_and_rows_of_a_stream_change_nothing():
         Sequential([GRU(1, 2)]).stream().step([[1j]])
     with pytest.raises(ValueError, match="stream: state"):
         stream.state = [None]
-    for rows in ([5], "a", [[True]]):
-        with pytest.raises(ValueError, match="stream: rows"):
+    for rows, error in (([5], ValueError), ("a", TypeError), ([[True]], ValueError)):
+        with pytest.raises(error, match="stream: rows"):
             stream.reset(rows)
     stack = Sequential([GRU(2, 3), GRU(3, 2)]).stream()
     with pytest.raises(ValueError, match="state"):
