@@ -12,22 +12,26 @@ from setuptools import Extension, setup
 
 KERNELS = "src/kernels/"
 HEADERS = [KERNELS + h for h in sorted(os.listdir(KERNELS)) if h.endswith(".h")]
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+MACHINE = platform.machine().lower()
 AVX2 = ["-mavx2", "-mfma"]
 ISAS = {"baseline": []}
-if X86:
+MACROS = []
+if MACHINE in ("x86_64", "amd64"):
     ISAS["x86_v3"] = AVX2
     ISAS["x86_v4"] = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
+    MACROS = [("FASTRNN_HAVE_X86", "1")]
+elif MACHINE in ("aarch64", "arm64"):
+    ISAS["neon"] = []
+    MACROS = [("FASTRNN_HAVE_NEON", "1")]
 
 # -ffp-contract=off: a multiply-add is fused where the source says so and nowhere else.
-FLAGS = ["-O2", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno"]
-LINK = []
+FLAGS = ["-O2", "-g0", "-std=gnu11", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
+LINK = ["-pthread"]
 if os.environ.get("FASTRNN_WERROR"):
     FLAGS += ["-Wall", "-Wextra", "-Werror"]
 if os.environ.get("FASTRNN_SANITIZE"):
     FLAGS += ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=" + os.environ["FASTRNN_SANITIZE"]]
     LINK += ["-fsanitize=" + os.environ["FASTRNN_SANITIZE"]]
-MACROS = [("FASTRNN_HAVE_X86", "1")] if X86 else []
 
 libraries = [
     (
@@ -43,7 +47,7 @@ libraries = [
 ]
 extension = Extension(
     "fastrnn._kernels",
-    sources=["fastrnn/_kernels.pyx", KERNELS + "dispatch.c"],
+    sources=["fastrnn/_kernels.pyx", KERNELS + "dispatch.c", KERNELS + "threads.c"],
     depends=HEADERS,
     include_dirs=[KERNELS, numpy.get_include()],
     define_macros=[*MACROS, ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],

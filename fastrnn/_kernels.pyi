@@ -2,15 +2,41 @@ from typing import Any
 
 from .arguments import Array
 
-def isas() -> list[str]: ...
-def use_isa(name: str) -> str: ...
+def engines() -> list[str]: ...
+def use_engine(name: str) -> str: ...
+def engine() -> str: ...
+def is_fused() -> bool: ...
+def use_threads(n: int) -> int: ...
+def threads() -> int: ...
 def cell_shape(cell: int) -> dict[str, int]: ...
+
+class Weights:
+    cell: int
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None
+    bias_hh: Array | None
+    weight_hr: Array | None
+    def __init__(
+        self,
+        cell: int,
+        weight_ih: Array,
+        weight_hh: Array,
+        bias_ih: Array | None = None,
+        bias_hh: Array | None = None,
+        weight_hr: Array | None = None,
+        *,
+        owner: dict[str, Array] | None = None,
+    ) -> None: ...
+    @property
+    def named(self) -> dict[str, Array]: ...
+    def lend(self) -> None: ...
+
 def forward(
-    cell: int,
+    weights: Weights,
     reverse: bool,
     offsets: Array,
     x: Array,
-    weights: tuple[Array | None, ...],
     state: tuple[Array, Array | None],
     y: Array,
     gates: Array,
@@ -21,11 +47,10 @@ def forward(
     keep: bool,
 ) -> None: ...
 def backward(
-    cell: int,
+    weights: Weights,
     reverse: bool,
     offsets: Array,
     x: Array,
-    weights: tuple[Array | None, ...],
     state: tuple[Array, Array | None],
     y: Array,
     gates: Array,
@@ -39,10 +64,17 @@ def backward(
     scratch: tuple[Array | None, ...],
     chunk: int,
 ) -> None: ...
+def forward_rows(B: int, AH: int, itemsize: int) -> int: ...
+
+class Stack:
+    def __init__(self, weights: list[Weights], directions: int) -> None: ...
+    def infer(self, x: Array, offsets: Array, h: Array, c: Array | None) -> Array: ...
+    def call(self, x: Any, state: Any) -> tuple[Array, Any] | None: ...
 
 class Stepper:
     def __init__(self, calls: list[Any]) -> None: ...
-    def step(self) -> None: ...
+    def step(self, x_t: Array) -> Array | None: ...
+    def run(self) -> None: ...
 
 def product(
     a: Array, b: Array, c: Array, *, transpose_a: bool = False, transpose_b: bool = False

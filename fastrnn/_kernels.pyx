@@ -1,29 +1,22 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The sequence loops: one layer, one direction, forward and back, over packed rows.
+"""One layer, one direction, forward and back, over packed rows: what Python calls.
 
-Products are BLAS calls; everything between them is a cell of src/kernels, chosen by number. The loops
-know a cell only by its `fastrnn_cell_shape`: how many accumulators it has and which products feed them.
+There are two ways to run one. The fused engine (src/kernels/sequence.h) does all of it, where the processor
+has an instruction set for it. The portable path stands here: loops over time whose products are BLAS calls
+and whose elementwise steps are a cell of src/kernels, chosen by number. Both know a cell only by its
+`fastrnn_cell_shape`: how many accumulators it has and which products feed them.
 
-Shapes, all row-major and contiguous unless a leading dimension is named:
-
-    T steps, B rows, N packed rows (the sum of all lengths), I inputs, H hidden units,
-    P width of the hidden state (H, or the projection size), G = gates*H, AH = accumulators*H
-
-    offsets (T+1,)   rows of step t are offsets[t] .. offsets[t+1]-1, longest sequences first, so the
-                     rows of any step are a prefix of the batch
-    h (B, P), c (B, H)   the live state: initial when a call begins, final when it ends. A row that has
-                     ended (or, in reverse, not begun) is simply not touched, which is all that
-                     `lengths` needs
-
-Nothing here validates: fastrnn/sequence.py hands over arrays that it has made or checked itself.
+`fastrnn_run` (src/kernels/kernels.h) names every array and its shape. Nothing here validates:
+fastrnn/sequence.py hands over arrays that it has made or checked itself.
 """
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.ref cimport PyObject
 from cython cimport floating as real
-from libc.stdint cimport uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
 import numpy as np
@@ -35,38 +28,100 @@ cdef extern from *:
     """
     #undef I  /* <complex.h>, by way of NumPy's headers; here I is the input size */
     """
+    Py_ssize_t Py_REFCNT(PyObject *)
 
 cdef extern from "kernels.h" nogil:
     enum: FASTRNN_CELLS
     enum: FASTRNN_MOST_ISAS
     ctypedef struct fastrnn_cell_shape:
         int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset
+    ctypedef struct Run "fastrnn_run":
+        int cell, reverse, keep, projected, accumulate_dx
+        Py_ssize_t T, B, I, H, P, chunk, ldy, lddy
+        const Py_ssize_t *offsets
+        const void *x
+        const void *weight_ih
+        const void *weight_hh
+        const void *weight_hr
+        const void *bias_ih
+        const void *bias_hh
+        void *h
+        void *c
+        void *y
+        void *gates
+        void *c_kept
+        void *bias
+        void *unit
+        const void *dy
+        void *dh
+        void *dc
+        void *dgates
+        void *units
+        void *dh_kept
+        void *dunit
+        void *dx
+        void *dweight_ih
+        void *dweight_hh
+        void *dweight_hr
+        void *h_prev
+        void *c_prev
+        const void *packed_ih
+        const void *packed_hh
+        const void *packed_hr
+        const void *columns_ih
+        const void *columns_hh
+        const void *columns_hr
+        void *panels_dgates
+        void *panels_h
+        void *panels_x
+        void *panels_units
+        int threads, stop
+        int (*poll)(void *) except -1 nogil
+        void *poll_context
     ctypedef struct fastrnn_cell_f32:
-        void (*forward)(Py_ssize_t, Py_ssize_t, float *, int, float *, float *, float *, Py_ssize_t,
-                        float *) noexcept nogil
-        void (*backward)(Py_ssize_t, Py_ssize_t, const float *, const float *, const float *, const float *,
-                         float *, float *, float *, float *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, float *, const float *, float *) noexcept nogil
-        void (*reset_backward)(Py_ssize_t, Py_ssize_t, const float *, const float *, float *, float *,
-                               float *) noexcept nogil
+        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, int, const float *, Py_ssize_t,
+                        float *, Py_ssize_t, float *, float *) noexcept nogil
+        void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
+                         const float *, const float *, const float *, Py_ssize_t, float *, float *, float *,
+                         float *) noexcept nogil
+        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, const float *,
+                              Py_ssize_t, float *) noexcept nogil
+        void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *,
+                               Py_ssize_t, float *, float *, float *) noexcept nogil
     ctypedef struct fastrnn_cell_f64:
-        void (*forward)(Py_ssize_t, Py_ssize_t, double *, int, double *, double *, double *, Py_ssize_t,
-                        double *) noexcept nogil
-        void (*backward)(Py_ssize_t, Py_ssize_t, const double *, const double *, const double *,
-                         const double *, double *, double *, double *, double *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, double *, const double *, double *) noexcept nogil
-        void (*reset_backward)(Py_ssize_t, Py_ssize_t, const double *, const double *, double *, double *,
-                               double *) noexcept nogil
+        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, int, const double *,
+                        Py_ssize_t, double *, Py_ssize_t, double *, double *) noexcept nogil
+        void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
+                         Py_ssize_t, const double *, const double *, const double *, Py_ssize_t, double *,
+                         double *, double *, double *) noexcept nogil
+        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, const double *,
+                              Py_ssize_t, double *) noexcept nogil
+        void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
+                               Py_ssize_t, double *, double *, double *) noexcept nogil
     ctypedef struct fastrnn_table_f32:
-        fastrnn_cell_f32 *cell
-        void (*add_rows)(Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
+        const fastrnn_cell_f32 *cell
+        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
         void (*tanh)(Py_ssize_t, const float *, float *) noexcept nogil
         void (*sigmoid)(Py_ssize_t, const float *, float *) noexcept nogil
+        Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
+        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
+        void (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t,
+                         const float *, float *, int) noexcept nogil
+        int (*run_forward)(Run *) except -1 nogil
+        int (*run_backward)(Run *) except -1 nogil
     ctypedef struct fastrnn_table_f64:
-        fastrnn_cell_f64 *cell
-        void (*add_rows)(Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
+        const fastrnn_cell_f64 *cell
+        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
         void (*tanh)(Py_ssize_t, const double *, double *) noexcept nogil
         void (*sigmoid)(Py_ssize_t, const double *, double *) noexcept nogil
+        Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
+        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
+        void (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t,
+                         const double *, double *, int) noexcept nogil
+        int (*run_forward)(Run *) except -1 nogil
+        int (*run_backward)(Run *) except -1 nogil
     ctypedef struct fastrnn_isa:
         const char *name
         int lanes_f32
@@ -79,24 +134,56 @@ cdef extern from "kernels.h" nogil:
     double fastrnn_seconds()
 
 
-# --- the instruction set in use -----------------------------------------------------------------------
+# --- the engine in use --------------------------------------------------------------------------------
 
 cdef const fastrnn_isa *available_isas[FASTRNN_MOST_ISAS]
 cdef int isa_count = fastrnn_available_isas(available_isas)
-cdef const fastrnn_isa *isa = available_isas[isa_count - 1]
+cdef const fastrnn_isa *isa = available_isas[isa_count - 1]  # of the elementwise kernels, and of the engine
+cdef bint fused = isa.f32.run_forward != NULL  # products by the engine, not by BLAS
+cdef int most_threads = 1
 
 
-def isas():
-    """Names of the instruction sets that this machine has, widest last."""
-    return [available_isas[k].name.decode() for k in range(isa_count)]
+def engines():
+    """Names of the engines that this machine has, the default last.
+
+    Each instruction set is one; `blas` is SciPy's products with the elementwise kernels of the widest.
+    `baseline`, which every processor has, has no fused kernels, so its products are SciPy's as well.
+    """
+    names = [available_isas[k].name.decode() for k in range(isa_count)]
+    return [*names, "blas"] if isa_count == 1 else ["blas", *names]
 
 
-def use_isa(str name):
-    """Make the elementwise kernels those of `name`, one of isas(). Returns the name used before."""
-    global isa
-    before = isa.name.decode()
-    isa = available_isas[isas().index(name)]
+def use_engine(str name):
+    """Run everything from now on by the engine `name`, one of engines(). Returns the one used before."""
+    global isa, fused
+    before = engine()
+    names = [available_isas[k].name.decode() for k in range(isa_count)]
+    isa = available_isas[isa_count - 1 if name == "blas" else names.index(name)]
+    fused = name != "blas" and isa.f32.run_forward != NULL
     return before
+
+
+def engine():
+    """The name of the engine in use."""
+    blas = not fused and (isa_count == 1 or isa.f32.run_forward != NULL)
+    return "blas" if blas else isa.name.decode()
+
+
+def is_fused():
+    """Whether products are the engine's own, not BLAS's."""
+    return fused
+
+
+def use_threads(int n):
+    """Let the engine use up to `n` threads. Returns the number before."""
+    global most_threads
+    before, most_threads = most_threads, n
+    return before
+
+
+def threads():
+    """The most threads that the engine uses."""
+    return most_threads
 
 
 def cell_shape(int cell):
@@ -163,42 +250,7 @@ cdef inline void gemm_tn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a
     gemm("N", "T", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, beta, c, <int>ldc)
 
 
-# --- one layer, one direction -------------------------------------------------------------------------
-
-cdef struct Run:
-    int cell
-    bint reverse, keep, projected, accumulate_dx
-    Py_ssize_t T, B, I, H, P, chunk, ldy, lddy
-    const Py_ssize_t *offsets   # (T+1,)
-    const void *x               # (N, I)
-    const void *weight_ih       # (G, I)
-    const void *weight_hh       # (G, P)
-    const void *weight_hr       # (P, H)          projected
-    const void *bias_ih         # (G,)            or NULL
-    const void *bias_hh         # (G,)            or NULL
-    void *h                     # (B, P)          live; in backward: the initial state, only read
-    void *c                     # (B, H)          live; in backward: the initial state, only read
-    void *y                     # (N, ldy)        forward: out; backward: as forward left it
-    void *gates                 # (N, AH)         kept for backward, or scratch (chunk, AH) at inference
-    void *c_kept                # (N, H)          kept for backward, or NULL
-    void *bias                  # (AH,)           scratch: biases, by accumulator; in backward their gradient
-    void *unit                  # (B, H)          scratch: o tanh(c) before projection, or r*h_prev
-    # backward only
-    const void *dy              # (N, lddy)       or NULL
-    void *dh                    # (B, P)          live: gradient of the final state, then of the initial
-    void *dc                    # (B, H)          live, the same
-    void *dgates                # (chunk, AH)     scratch
-    void *h_prev                # (chunk, P)      scratch: the state each row started its step from
-    void *c_prev                # (B, H)          scratch
-    void *units                 # (chunk, H)      scratch: o tanh(c), or r*h_prev
-    void *dh_kept               # (chunk, P)      scratch: gradient of the projected state
-    void *dunit                 # (B, H)          scratch: gradient of o tanh(c)
-    void *chunk_sum             # (AH,)           scratch
-    void *dx                    # (N, I)          or NULL
-    void *dweight_ih            # (G, I)          added to, as all gradients of parameters
-    void *dweight_hh            # (G, P)
-    void *dweight_hr            # (P, H)
-
+# --- one layer, one direction, by BLAS ----------------------------------------------------------------
 
 cdef inline Py_ssize_t next_chunk(const Run *a, Py_ssize_t done, bint from_end) noexcept nogil:
     """How many steps the chunk after the first `done` takes: as many as fit `chunk` rows, at least one."""
@@ -273,7 +325,6 @@ cdef int forward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
         cell = isa.f32.cell[a.cell]
     else:
         cell = isa.f64.cell[a.cell]
-    combine_bias(tag, a)
     while done < a.T:
         steps = next_chunk(a, done, a.reverse)
         t = a.T - done - steps if a.reverse else done
@@ -288,15 +339,15 @@ cdef int forward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
             kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
             gemm_nt(n, direct, P, h, P, w_hh, P, <real>1, at, AH)
             if shape.has_reset:
-                cell.reset_forward(n, H, at, h, unit)
+                cell.reset_forward(n, H, 0, H, at, h, H, unit)
                 gemm_nt(n, H, H, unit, H, w_hh + direct * H, H, <real>1, at + direct, AH)
             if a.projected:
-                cell.forward(n, H, at, a.keep, unit, <real *>a.c, NULL, 0, kept)
+                cell.forward(n, H, 0, H, at, a.keep, NULL, 0, unit, H, <real *>a.c, kept)
                 gemm_nt(n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
-                for row in range(n):
-                    memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
             else:
-                cell.forward(n, H, at, a.keep, h, <real *>a.c, y, a.ldy, kept)
+                cell.forward(n, H, 0, H, at, a.keep, h, H, h, H, <real *>a.c, kept)
+            for row in range(n):
+                memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
             look_for_signals(&last, mode)
         done += steps
     return 0
@@ -327,43 +378,42 @@ cdef void backward_step(real *tag, const Run *a, Py_ssize_t t, Py_ssize_t at) no
     cdef real *dh = <real *>a.dh
     cdef real *dh_cell = dh
     cdef const real *c = NULL
-    cdef const real *dy
+    cdef const real *dy = <const real *>a.dy + first * a.lddy if a.dy != NULL else NULL
     if real is float:
         cell = isa.f32.cell[a.cell]
     else:
         cell = isa.f64.cell[a.cell]
-    if a.dy != NULL:
-        for row in range(n):
-            dy = <const real *>a.dy + (first + row) * a.lddy
-            for k in range(P):
-                dh[row * P + k] += dy[k]
     rows_before(h_prev, <const real *>a.y, a.ldy, <const real *>a.h, P, a, t)
     if shape.has_c:
         c = <const real *>a.c_kept + first * H
         rows_before(<real *>a.c_prev, <const real *>a.c_kept, H, <const real *>a.c, H, a, t)
     if a.projected:
+        if dy != NULL:
+            for row in range(n):
+                for k in range(P):
+                    dh[row * P + k] += dy[row * a.lddy + k]
+            dy = NULL
         memcpy(<real *>a.dh_kept + at * P, dh, n * P * sizeof(real))
         dh_cell = <real *>a.dunit
         gemm_nn(n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
-    cell.backward(n, H, gates, h_prev, c, <const real *>a.c_prev, dgates, dh_cell, <real *>a.dc, units)
+    cell.backward(n, H, 0, H, gates, h_prev, P, c, <const real *>a.c_prev, dy, a.lddy, dgates, dh_cell,
+                  <real *>a.dc, units)
     if shape.has_reset:
         gemm_nn(n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
-        cell.reset_backward(n, H, gates, h_prev, units, dgates, dh)
+        cell.reset_backward(n, H, 0, H, gates, h_prev, H, units, dgates, dh)
     gemm_nn(n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
 
 
 cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     """What a chunk of `rows` packed rows adds to the gradients of the parameters, and its dx."""
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, P = a.P, I = a.I, AH = shape.accumulators * H, k
+    cdef Py_ssize_t H = a.H, P = a.P, I = a.I, AH = shape.accumulators * H
     cdef Py_ssize_t direct_x = shape.input_blocks * H, direct_h = shape.hidden_blocks * H
     cdef const real *dgates = <const real *>a.dgates
     cdef const real *x = <const real *>a.x + first * I
     cdef const real *w_ih = <const real *>a.weight_ih
     cdef real *dw_ih = <real *>a.dweight_ih
     cdef real *dw_hh = <real *>a.dweight_hh
-    cdef real *dbias = <real *>a.bias
-    cdef real *chunk_sum = <real *>a.chunk_sum
     cdef real *dx
     gemm_tn(direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, <real>1, dw_hh, P)
     gemm_tn(direct_x, I, rows, dgates, AH, x, I, <real>1, dw_ih, I)
@@ -373,14 +423,10 @@ cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_
         gemm_tn(H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, <real>1, dw_hh + direct_h * H, H)
     if a.projected:
         gemm_tn(P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, <real>1, <real *>a.dweight_hr, H)
-    # A sum per chunk, then the sum of those: shorter chains, smaller error.
-    memset(chunk_sum, 0, AH * sizeof(real))
     if real is float:
-        isa.f32.add_rows(rows, AH, dgates, chunk_sum)
+        isa.f32.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
     else:
-        isa.f64.add_rows(rows, AH, dgates, chunk_sum)
-    for k in range(AH):
-        dbias[k] += chunk_sum[k]
+        isa.f64.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
     if a.dx != NULL:
         dx = <real *>a.dx + first * I
         gemm_nn(rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
@@ -405,117 +451,499 @@ cdef int backward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
     return 0
 
 
-# --- from Python --------------------------------------------------------------------------------------
+# --- either way ---------------------------------------------------------------------------------------
 
-cdef inline void *data(object array):
+cdef struct Watch:
+    double last      # when signals were looked for
+    uint64_t mode    # the caller's floating-point mode
+
+
+cdef int look_now_and_then(void *context) except -1 nogil:
+    """`fastrnn_run.poll`: -1, with the exception set, once Ctrl-C waits."""
+    cdef Watch *watch = <Watch *>context
+    look_for_signals(&watch.last, watch.mode)
+    return 0
+
+
+cdef int run_forward(Run *a, bint single) except -1 nogil:
+    cdef Watch watch
+    watch.mode = fastrnn_flush_denormals()
+    watch.last = fastrnn_seconds()
+    a.poll, a.poll_context, a.stop = look_now_and_then, &watch, 0
+    try:
+        if single:
+            combine_bias(<float *>NULL, a)
+            if fused:
+                isa.f32.run_forward(a)
+            else:
+                forward_run(<float *>NULL, a, watch.mode)
+        else:
+            combine_bias(<double *>NULL, a)
+            if fused:
+                isa.f64.run_forward(a)
+            else:
+                forward_run(<double *>NULL, a, watch.mode)
+    finally:
+        fastrnn_restore_mode(watch.mode)
+    return 0
+
+
+cdef int run_backward(Run *a, bint single) except -1 nogil:
+    cdef Watch watch
+    watch.mode = fastrnn_flush_denormals()
+    watch.last = fastrnn_seconds()
+    a.poll, a.poll_context, a.stop = look_now_and_then, &watch, 0
+    try:
+        if single:
+            if fused:
+                isa.f32.run_backward(a)
+            else:
+                backward_run(<float *>NULL, a, watch.mode)
+        else:
+            if fused:
+                isa.f64.run_backward(a)
+            else:
+                backward_run(<double *>NULL, a, watch.mode)
+    finally:
+        fastrnn_restore_mode(watch.mode)
+    return 0
+
+
+# --- memory and weights -------------------------------------------------------------------------------
+
+cdef inline void *data(object array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
 
 
-cdef void fill(Run *a, int cell, bint reverse, offsets, x, weights, state, y, gates, c_kept, bias,
-               unit) except *:
-    h, c = state
-    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = weights
-    a.cell, a.reverse, a.projected = cell, reverse, weight_hr is not None
-    a.T, a.B, a.I = offsets.shape[0] - 1, h.shape[0], x.shape[1]
-    a.P, a.H = h.shape[1], weight_ih.shape[0] // fastrnn_cell_shapes[cell].gates
-    a.ldy = y.strides[0] // y.itemsize
+cdef class Memory:
+    """Uninitialised memory that begins at a cache line; grows when more is wanted, never shrinks."""
+
+    cdef void *start
+    cdef void *base
+    cdef size_t size
+
+    def __dealloc__(self):
+        free(self.base)
+
+    cdef void *reserve(self, size_t size) except NULL:
+        if self.base == NULL or size > self.size:
+            free(self.base)
+            self.size, self.base = 0, malloc(size + 64)
+            if self.base == NULL:
+                raise MemoryError(f"{size} bytes for packed matrices")
+            self.size = size
+            self.start = <void *>((<uintptr_t>self.base + 63) & ~<uintptr_t>63)
+        return self.start
+
+
+cdef class Weights:
+    """The weights of one layer and direction, and the engine's packed copies of them.
+
+    weight_ih (G, I), weight_hh (G, P), bias_ih, bias_hh (G,), weight_hr (P, H); the last three may be None.
+
+    Without `owner`, they are those of one call: packed when they are first used. With it, the dict of a
+    layer that holds the same arrays, they live on, and what is packed is packed again when they may have
+    changed. Nobody can change them who does not hold a view, and `lend` is called before one is given
+    away; from then on, until the last one is gone, contents are compared with a copy at every use.
+    """
+
+    cdef readonly int cell
+    cdef readonly object weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
+    cdef object owner
+    cdef bint lent
+    cdef const fastrnn_isa *packed_by
+    cdef bint has_rows, has_columns, has_copy
+    cdef Memory rows, columns, copy
+
+    def __init__(self, int cell, weight_ih, weight_hh, bias_ih=None, bias_hh=None, weight_hr=None, *, owner=None):
+        self.cell, self.owner = cell, owner
+        self.weight_ih, self.weight_hh, self.weight_hr = weight_ih, weight_hh, weight_hr
+        self.bias_ih, self.bias_hh = bias_ih, bias_hh
+        self.rows, self.columns, self.copy = Memory(), Memory(), Memory()
+
+    @property
+    def named(self):
+        """Name -> array, of those that there are."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def __reduce__(self):
+        arrays = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
+        return _remake_weights, (self.cell, arrays, self.owner)
+
+    def lend(self):
+        """To be called before anybody is given a writeable view of one of the arrays."""
+        self.lent = True
+
+    cdef bint lent_still(self):
+        """Whether anyone but this object and the owner refers to a matrix: every view refers to it."""
+        return (Py_REFCNT(<PyObject *>self.weight_ih) > 2 or Py_REFCNT(<PyObject *>self.weight_hh) > 2
+                or (self.weight_hr is not None and Py_REFCNT(<PyObject *>self.weight_hr) > 2))
+
+    cdef bint compare(self, bint write) except -1:
+        """Whether the copy differs; with `write`, it is made instead."""
+        cdef size_t offset = 0, size = 0
+        cdef bint differs = False
+        cdef char *copy
+        cdef void *at
+        for array in (self.weight_ih, self.weight_hh, self.weight_hr):
+            size += 0 if array is None else array.nbytes
+        copy = <char *>self.copy.reserve(size)
+        for array in (self.weight_ih, self.weight_hh, self.weight_hr):
+            if array is not None:
+                size, at = array.nbytes, data(array)
+                if write:
+                    memcpy(copy + offset, at, size)
+                elif memcmp(copy + offset, at, size):
+                    return True
+                offset += size
+        return differs
+
+    cdef int attach(self, Run *a, bint backward) except -1:
+        """Point `a` to the matrices, and to fresh panels of them."""
+        cdef bint stale, watched
+        a.weight_ih, a.weight_hh, a.weight_hr = data(self.weight_ih), data(self.weight_hh), data(self.weight_hr)
+        a.bias_ih, a.bias_hh = data(self.bias_ih), data(self.bias_hh)
+        if not fused:
+            return 0
+        stale = self.packed_by != isa
+        if self.lent:
+            watched = self.lent_still()
+            stale = stale or not watched or not self.has_copy or self.compare(False)
+            if stale and watched:
+                self.compare(True)
+            self.has_copy = watched
+            self.lent = watched
+        if stale:
+            self.has_rows = self.has_columns = False
+            self.packed_by = isa
+        if cnp.PyArray_TYPE(self.weight_ih) == cnp.NPY_FLOAT32:
+            self.pack(<float *>NULL, a, backward)
+        else:
+            self.pack(<double *>NULL, a, backward)
+        return 0
+
+    cdef int pack(self, real *_, Run *a, bint backward) except -1:
+        cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
+        cdef Py_ssize_t H = a.H, P = a.P, I = a.I, G = shape.gates * H, direct = shape.hidden_blocks * H
+        cdef Py_ssize_t ih, hh, rest = 0, hr = 0
+        cdef const real *w_ih = <const real *>a.weight_ih
+        cdef const real *w_hh = <const real *>a.weight_hh
+        cdef const real *w_hr = <const real *>a.weight_hr
+        cdef real *to
+        if real is float:
+            table = isa.f32
+        else:
+            table = isa.f64
+        if not backward:
+            ih, hh = table.packed_size(shape.gates, H, I), table.packed_size(shape.hidden_blocks, H, P)
+            if shape.has_reset:
+                rest = table.packed_size(1, H, H)
+            if w_hr != NULL:
+                hr = table.packed_size(1, P, H)
+            to = <real *>self.rows.reserve((ih + hh + rest + hr) * sizeof(real))
+            a.packed_ih, a.packed_hh, a.packed_hr = to, to + ih, to + ih + hh + rest
+            if not self.has_rows:
+                table.pack_rows(shape.gates, H, I, w_ih, to)
+                table.pack_rows(shape.hidden_blocks, H, P, w_hh, to + ih)
+                if shape.has_reset:
+                    table.pack_rows(1, H, H, w_hh + direct * H, to + ih + hh)
+                if w_hr != NULL:
+                    table.pack_rows(1, P, H, w_hr, to + ih + hh + rest)
+                self.has_rows = True
+        else:
+            ih, hh = table.packed_size(1, I, G), table.packed_size(1, P, G)
+            if w_hr != NULL:
+                hr = table.packed_size(1, H, P)
+            to = <real *>self.columns.reserve((ih + hh + hr) * sizeof(real))
+            a.columns_ih, a.columns_hh, a.columns_hr = to, to + ih, to + ih + hh
+            if not self.has_columns:
+                table.pack_columns(I, G, w_ih, to)
+                table.pack_columns(P, G, w_hh, to + ih)
+                if w_hr != NULL:
+                    table.pack_columns(H, P, w_hr, to + ih + hh)
+                self.has_columns = True
+        return 0
+
+
+def _remake_weights(int cell, arrays, owner):
+    return Weights(cell, *arrays, owner=owner)
+
+
+# --- from Python --------------------------------------------------------------------------------------
+
+cdef int fill(Run *a, Weights weights, bint reverse, offsets, x, h, c, y) except -1:
+    memset(a, 0, sizeof(Run))
+    a.cell, a.reverse, a.projected = weights.cell, reverse, weights.weight_hr is not None
+    a.T, a.B, a.I = cnp.PyArray_DIM(offsets, 0) - 1, cnp.PyArray_DIM(h, 0), cnp.PyArray_DIM(x, 1)
+    a.P = cnp.PyArray_DIM(h, 1)
+    a.H = cnp.PyArray_DIM(weights.weight_ih, 0) // fastrnn_cell_shapes[weights.cell].gates
+    a.ldy = cnp.PyArray_STRIDE(y, 0) // cnp.PyArray_ITEMSIZE(y)
     a.offsets = <const Py_ssize_t *>data(offsets)
     a.x, a.h, a.c, a.y = data(x), data(h), data(c), data(y)
-    a.weight_ih, a.weight_hh, a.weight_hr = data(weight_ih), data(weight_hh), data(weight_hr)
-    a.bias_ih, a.bias_hh, a.bias = data(bias_ih), data(bias_hh), data(bias)
-    a.gates, a.c_kept, a.unit = data(gates), data(c_kept), data(unit)
+    a.threads = most_threads
+    return 0
 
 
-def forward(int cell, bint reverse, offsets, x, weights, state, y, gates, c_kept, bias, unit,
-            Py_ssize_t chunk, bint keep):
-    """Run one layer and direction; see `Run` for the arrays. `state` = (h, c or None) is updated."""
+def forward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept, bias, unit, Py_ssize_t chunk,
+            bint keep):
+    """Run one layer and direction; see `fastrnn_run` for the arrays. `state` = (h, c or None) is updated."""
     cdef Run a
-    cdef uint64_t mode
     cdef bint single = x.dtype == np.float32
-    memset(&a, 0, sizeof(Run))
-    fill(&a, cell, reverse, offsets, x, weights, state, y, gates, c_kept, bias, unit)
+    fill(&a, weights, reverse, offsets, x, state[0], state[1], y)
+    weights.attach(&a, False)
+    a.gates, a.c_kept, a.bias, a.unit = data(gates), data(c_kept), data(bias), data(unit)
     a.chunk, a.keep = chunk, keep
-    mode = fastrnn_flush_denormals()
-    try:
-        with nogil:
-            if single:
-                forward_run(<float *>NULL, &a, mode)
-            else:
-                forward_run(<double *>NULL, &a, mode)
-    finally:
-        fastrnn_restore_mode(mode)
+    with nogil:
+        run_forward(&a, single)
 
 
-def backward(int cell, bint reverse, offsets, x, weights, state, y, gates, c_kept, dy, dstate, dx,
+def backward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept, dy, dstate, dx,
              bint accumulate_dx, dweights, dbias, scratch, Py_ssize_t chunk):
     """BPTT of one layer and direction.
 
     `dstate` = (dh, dc or None) is updated from the final to the initial state's gradient; `dweights` =
     (dweight_ih, dweight_hh, dweight_hr or None) and `dbias` (AH,) are added to; `scratch` holds the
-    arrays dgates, h_prev, c_prev, units, dh_kept, dunit, chunk_sum (None where a cell has no use for it).
+    arrays dgates, units, dh_kept, dunit (None where a cell has no use for it).
     """
     cdef Run a
-    cdef uint64_t mode
     cdef bint single = x.dtype == np.float32
-    memset(&a, 0, sizeof(Run))
-    fill(&a, cell, reverse, offsets, x, weights, state, y, gates, c_kept, dbias, None)
+    cdef Memory panels = Memory()
+    cdef Py_ssize_t sizes[4]
+    cdef Py_ssize_t AH, k, total = 0
+    cdef size_t item = cnp.PyArray_ITEMSIZE(x)
+    cdef char *at
+    fill(&a, weights, reverse, offsets, x, state[0], state[1], y)
+    weights.attach(&a, True)
+    a.gates, a.c_kept, a.bias = data(gates), data(c_kept), data(dbias)
     a.chunk, a.accumulate_dx = chunk, accumulate_dx
     a.lddy = 0 if dy is None else dy.strides[0] // dy.itemsize
     a.dy, a.dh, a.dc, a.dx = data(dy), data(dstate[0]), data(dstate[1]), data(dx)
     a.dweight_ih, a.dweight_hh, a.dweight_hr = data(dweights[0]), data(dweights[1]), data(dweights[2])
-    a.dgates, a.h_prev, a.c_prev = data(scratch[0]), data(scratch[1]), data(scratch[2])
-    a.units, a.dh_kept, a.dunit = data(scratch[3]), data(scratch[4]), data(scratch[5])
-    a.chunk_sum = data(scratch[6])
-    mode = fastrnn_flush_denormals()
-    try:
-        with nogil:
-            if single:
-                backward_run(<float *>NULL, &a, mode)
-            else:
-                backward_run(<double *>NULL, &a, mode)
-    finally:
-        fastrnn_restore_mode(mode)
+    a.dgates, a.units, a.dh_kept, a.dunit = data(scratch[0]), data(scratch[1]), data(scratch[2]), data(scratch[3])
+    AH = fastrnn_cell_shapes[a.cell].accumulators * a.H
+    if fused:
+        for k, columns in enumerate((AH, a.P, a.I, a.H if a.units != NULL else 0)):
+            sizes[k] = (isa.f32.packed_size(1, columns, chunk) if single
+                        else isa.f64.packed_size(1, columns, chunk))
+            total += sizes[k]
+        at = <char *>panels.reserve(total * item)
+        a.panels_dgates, a.panels_h = at, at + sizes[0] * item
+        a.panels_x = at + (sizes[0] + sizes[1]) * item
+        if a.units != NULL:
+            a.panels_units = at + (sizes[0] + sizes[1] + sizes[2]) * item
+    else:
+        total = chunk * a.P + a.B * a.H
+        at = <char *>panels.reserve(total * item)
+        a.h_prev, a.c_prev = at, at + chunk * a.P * item
+    with nogil:
+        run_backward(&a, single)
+
+
+# Bytes of projected gates that inference keeps, and rows of them at least: enough for a product at its full
+# rate, few enough that the recurrence finds them in cache.
+cdef enum:
+    FORWARD_BYTES = 1 << 18
+    FORWARD_ROWS = 128
+
+
+def forward_rows(Py_ssize_t B, Py_ssize_t AH, Py_ssize_t itemsize):
+    """Rows of the gates scratch at inference: of each chunk of time, or of one step if that has more."""
+    return max(B, FORWARD_ROWS, FORWARD_BYTES // (AH * itemsize))
+
+
+cdef class Stack:
+    """Layers on top of each other, at inference: one call runs them all and keeps nothing.
+
+    `weights` are layer-major, `directions` (1 or 2) of them in each layer.
+    """
+
+    cdef list weights
+    cdef int directions, count, typenum
+    cdef bint single, has_c
+    cdef Py_ssize_t I, H, P, AH, itemsize
+
+    def __init__(self, list weights, int directions):
+        cdef Weights first = weights[0]
+        cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[first.cell]
+        self.weights, self.directions, self.count = weights, directions, len(weights)
+        self.typenum = cnp.PyArray_TYPE(first.weight_ih)
+        self.single = self.typenum == cnp.NPY_FLOAT32
+        self.itemsize = 4 if self.single else 8
+        self.has_c = shape.has_c
+        self.I, self.H = first.weight_ih.shape[1], first.weight_ih.shape[0] // shape.gates
+        self.P, self.AH = first.weight_hh.shape[1], shape.accumulators * self.H
+
+    def __reduce__(self):
+        return Stack, (self.weights, self.directions)
+
+    def infer(self, x, offsets, h, c):
+        """y (N, D*P) of x (N, I); h (L*D, B, P) and c (L*D, B, H) or None go from initial to final states."""
+        cdef cnp.npy_intp shape[2]
+        shape[0], shape[1] = cnp.PyArray_DIM(x, 0), self.directions * self.P
+        y = cnp.PyArray_EMPTY(2, shape, self.typenum, 0)
+        if shape[0]:
+            self.run(x, cnp.PyArray_DIM(offsets, 0) - 1, cnp.PyArray_DIM(h, 1), <Py_ssize_t *>data(offsets), h, c, y)
+        return y
+
+    cdef int run(self, x, Py_ssize_t T, Py_ssize_t B, const Py_ssize_t *offsets, h, c, y) except -1:
+        """All layers, the top one into y. `offsets` of a full batch may be NULL."""
+        cdef Py_ssize_t N = T * B if offsets == NULL else offsets[T], k, t, width = self.directions * self.P
+        cdef Py_ssize_t rows = max(B, FORWARD_ROWS, FORWARD_BYTES // (self.AH * self.itemsize))
+        cdef Py_ssize_t layers = self.count // self.directions
+        cdef size_t gates = min(rows, N) * self.AH, between = N * width if layers > 1 else 0
+        cdef size_t item = self.itemsize, size = (gates + self.AH + B * self.H + 2 * between) * item
+        cdef Py_ssize_t *steps = <Py_ssize_t *>malloc(size + (T + 1) * sizeof(Py_ssize_t))
+        cdef char *scratch = <char *>(steps + T + 1)
+        cdef char *inner = scratch + (gates + self.AH + B * self.H) * item
+        cdef char *x_data = <char *>data(x)
+        cdef char *y_data = <char *>data(y)
+        cdef char *h_data = <char *>data(h)
+        cdef char *c_data = <char *>data(c)
+        cdef char *below
+        cdef char *above
+        cdef Py_ssize_t layer
+        cdef Run a
+        cdef Weights weights
+        if steps == NULL:
+            raise MemoryError(f"{size} bytes to run {T} steps of {B} rows")
+        try:
+            for t in range(T + 1):
+                steps[t] = t * B if offsets == NULL else offsets[t]
+            memset(&a, 0, sizeof(Run))
+            a.T, a.B, a.H, a.P, a.ldy = T, B, self.H, self.P, width
+            a.offsets, a.chunk, a.threads = steps, rows, most_threads
+            a.gates, a.bias, a.unit = scratch, scratch + gates * item, scratch + (gates + self.AH) * item
+            for k in range(self.count):
+                weights = self.weights[k]
+                layer = k // self.directions
+                a.reverse = k - layer * self.directions
+                a.cell, a.projected = weights.cell, weights.weight_hr is not None
+                a.I = width if layer else self.I
+                below = inner + (layer + 1) % 2 * between * item
+                above = inner + layer % 2 * between * item
+                a.x = <const void *>below if layer else x_data
+                a.y = (above if layer + 1 < layers else y_data) + a.reverse * self.P * item
+                a.h = h_data + k * B * self.P * item
+                a.c = NULL if c_data == NULL else c_data + k * B * self.H * item
+                weights.attach(&a, False)
+                with nogil:
+                    run_forward(&a, self.single)
+        finally:
+            free(steps)
+        return 0
+
+    def call(self, x, state):
+        """(y, state) of x (T, B, I), or None if x or state is not exactly what the kernels take.
+
+        The short way through a layer's call: what needs a cast, a copy or an error goes the long one.
+        """
+        cdef cnp.npy_intp shape[3]
+        cdef Py_ssize_t T, B
+        if (type(x) is not cnp.ndarray or cnp.PyArray_TYPE(x) != self.typenum or cnp.PyArray_NDIM(x) != 3
+                or cnp.PyArray_DIM(x, 2) != self.I or not cnp.PyArray_ISCARRAY_RO(x)):
+            return None
+        T, B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
+        if not T or not B or T * B > 0x7fffffff:
+            return None
+        c = None
+        if state is None:
+            h = self.new_state(NULL, B, self.P)
+            if self.has_c:
+                c = self.new_state(NULL, B, self.H)
+        elif self.has_c:
+            if type(state) is not tuple or len(<tuple>state) != 2:
+                return None
+            if not (self.is_state((<tuple>state)[0], B, self.P) and self.is_state((<tuple>state)[1], B, self.H)):
+                return None
+            h = self.new_state(data((<tuple>state)[0]), B, self.P)
+            c = self.new_state(data((<tuple>state)[1]), B, self.H)
+        else:
+            if not self.is_state(state, B, self.P):
+                return None
+            h = self.new_state(data(state), B, self.P)
+        shape[0], shape[1], shape[2] = T, B, self.directions * self.P
+        y = cnp.PyArray_EMPTY(3, shape, self.typenum, 0)
+        self.run(x, T, B, NULL, h, c, y)
+        return y, (h if c is None else (h, c))
+
+    cdef bint is_state(self, state, Py_ssize_t B, Py_ssize_t width):
+        return (type(state) is cnp.ndarray and cnp.PyArray_TYPE(state) == self.typenum
+                and cnp.PyArray_NDIM(state) == 3 and cnp.PyArray_DIM(state, 0) == self.count
+                and cnp.PyArray_DIM(state, 1) == B and cnp.PyArray_DIM(state, 2) == width
+                and cnp.PyArray_ISCARRAY_RO(state))
+
+    cdef object new_state(self, const void *values, Py_ssize_t B, Py_ssize_t width):
+        cdef cnp.npy_intp shape[3]
+        shape[0], shape[1], shape[2] = self.count, B, width
+        state = cnp.PyArray_EMPTY(3, shape, self.typenum, 0)
+        if values == NULL:
+            memset(data(state), 0, self.count * B * width * self.itemsize)
+        else:
+            memcpy(data(state), values, self.count * B * width * self.itemsize)
+        return state
 
 
 cdef class Stepper:
     """A stack of forward runs of one step each, bound once to their arrays: a step allocates nothing."""
 
     cdef Run *runs
-    cdef int count
+    cdef int count, typenum
     cdef bint single
+    cdef Py_ssize_t rows
+    cdef void *x
+    cdef list weights
     cdef object alive  # everything that `runs` points into
+    cdef object y, y_row
 
     def __cinit__(self, list calls):
-        """`calls`: per layer (cell, offsets, x, weights, state, y, gates, bias, unit)."""
+        """`calls`: per layer (weights, offsets, x, state, y, gates, bias, unit)."""
+        x, y = calls[0][2], calls[-1][4]
+        self.x, self.rows, self.typenum = data(x), x.shape[0], cnp.PyArray_TYPE(x)
+        # What is returned is a view, so that nobody else owns the memory that the kernels write to.
+        self.y, self.y_row = y.view(), y[0] if len(y) == 1 else None
         self.count = len(calls)
         self.runs = <Run *>PyMem_Calloc(len(calls), sizeof(Run))
         if self.runs == NULL:
             raise MemoryError
         self.alive = calls
-        for k, (cell, offsets, x, weights, state, y, gates, bias, unit) in enumerate(calls):
-            fill(&self.runs[k], cell, False, offsets, x, weights, state, y, gates, None, bias, unit)
+        self.weights = [call[0] for call in calls]
+        for k, (weights, offsets, x, state, y, gates, bias, unit) in enumerate(calls):
+            fill(&self.runs[k], weights, False, offsets, x, state[0], state[1], y)
+            self.runs[k].gates, self.runs[k].bias, self.runs[k].unit = data(gates), data(bias), data(unit)
             self.runs[k].chunk = x.shape[0]
-            self.single = x.dtype == np.float32
+        self.single = self.typenum == cnp.NPY_FLOAT32
 
     def __dealloc__(self):
         PyMem_Free(self.runs)
 
-    def step(self):
-        cdef uint64_t mode = fastrnn_flush_denormals()
+    def step(self, x_t):
+        """One step of x_t (B, I), or (I,) where B is 1; the stream's own y of the same form.
+
+        None, and nothing done, if x_t is not exactly what the kernels take: copy it to `x` then.
+        """
+        cdef bint row = self.rows == 1 and cnp.PyArray_NDIM(x_t) == 1
+        if (cnp.PyArray_TYPE(x_t) != self.typenum or not cnp.PyArray_ISCARRAY_RO(x_t)
+                or not (row or (cnp.PyArray_NDIM(x_t) == 2 and cnp.PyArray_DIM(x_t, 0) == self.rows))
+                or cnp.PyArray_DIM(x_t, 0 if row else 1) != self.runs[0].I):
+            return None
+        memcpy(self.x, data(x_t), self.rows * self.runs[0].I * (4 if self.single else 8))
+        self.run()
+        return self.y_row if row else self.y
+
+    cpdef run(self):
+        """One step of what `x` holds."""
         cdef int k
-        try:
-            with nogil:
-                for k in range(self.count):
-                    if self.single:
-                        forward_run(<float *>NULL, &self.runs[k], mode)
-                    else:
-                        forward_run(<double *>NULL, &self.runs[k], mode)
-        finally:
-            fastrnn_restore_mode(mode)
+        for k in range(self.count):
+            self.runs[k].threads = most_threads
+            (<Weights>self.weights[k]).attach(&self.runs[k], False)
+        with nogil:
+            for k in range(self.count):
+                run_forward(&self.runs[k], self.single)
 
 
-cdef void product_run(real *_, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
-                      void *a, void *b, void *c) noexcept nogil:
+cdef void product_by_blas(real *_, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
+                          void *a, void *b, void *c) noexcept nogil:
     if transpose_a:
         gemm_tn(M, N, K, <const real *>a, M, <const real *>b, N, <real>0, <real *>c, N)
     elif transpose_b:
@@ -524,29 +952,53 @@ cdef void product_run(real *_, bint transpose_a, bint transpose_b, Py_ssize_t M,
         gemm_nn(M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
 
 
+cdef int product_by_engine(real *_, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
+                           void *a, void *b, void *c) except -1:
+    cdef Memory panels = Memory()
+    cdef real *to
+    cdef int threads = most_threads
+    if real is float:
+        table = isa.f32
+    else:
+        table = isa.f64
+    to = <real *>panels.reserve(table.packed_size(1, N, K) * sizeof(real))
+    with nogil:
+        if transpose_b:
+            table.pack_rows(1, N, K, <const real *>b, to)
+        else:
+            table.pack_columns(N, K, <const real *>b, to)
+        table.multiply(M, N, K, <const real *>a, 1 if transpose_a else K, M if transpose_a else 1, to,
+                       <real *>c, threads)
+    return 0
+
+
 def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
     """c = a b, of contiguous matrices of one dtype, one of the two factors transposed or none.
 
-    For the layers around the recurrent ones: theirs go through the same BLAS, because two libraries that
-    keep their threads spinning on the same cores cost more than either gains.
+    For the layers around the recurrent ones, by the engine in use: two libraries that keep their threads
+    spinning on the same cores cost more than either gains.
     """
     cdef Py_ssize_t M = c.shape[0], N = c.shape[1], K = a.shape[0] if transpose_a else a.shape[1]
     cdef void *pa = data(a)
     cdef void *pb = data(b)
     cdef void *pc = data(c)
+    cdef bint single = c.dtype == np.float32
     if not M or not N:
         return
     if max(M, N, K) > 0x7fffffff:
         raise ValueError(f"product: sizes {M}, {N}, {K} are more than BLAS takes")
     if not K:
         c[...] = 0
-        return
-    if c.dtype == np.float32:
+    elif fused and single:
+        product_by_engine(<float *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+    elif fused:
+        product_by_engine(<double *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+    elif single:
         with nogil:
-            product_run(<float *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+            product_by_blas(<float *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
     else:
         with nogil:
-            product_run(<double *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+            product_by_blas(<double *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
 
 
 def activation(str name, x):

@@ -57,12 +57,16 @@ class Layer:
         """Gradients of the loss whose gradient with respect to y and the final state is given."""
         raise NotImplementedError
 
+    def _lend(self) -> None:
+        """Called before parameters may change: the layer may hold something that was made from them."""
+
     @property
     def parameters(self) -> Mapping[str, Array]:
         """Name -> live array. Writing into an array changes the layer; the mapping itself is fixed.
 
         Each is a new view: what is done to its shape or dtype stays with it.
         """
+        self._lend()
         return MappingProxyType({name: value.view() for name, value in self._parameters.items()})
 
     def config(self) -> dict[str, Any]:
@@ -97,5 +101,6 @@ class Layer:
             letters = "the parameter's own shape"
             check_shape(f"{owner}.load_state_dict", name, value, letters, parameter.shape)
             fitting[name] = value.copy()  # it may be a view of another parameter
+        self._lend()
         for name, value in fitting.items():
             self._parameters[name][...] = value

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from . import sequence
+from ._kernels import Weights
 from .arguments import (
     Array,
     as_array,
@@ -35,7 +36,7 @@ from .arguments import (
     check_shape,
 )
 from .base import Gradients
-from .sequence import CELLS, Cell, DirectionTape, Packing, Weights
+from .sequence import CELLS, Cell, DirectionTape, Packing
 
 __all__ = [
     "gru",
@@ -332,11 +333,12 @@ def _gru_cell(reset_after: bool) -> Cell:
 
 def _as_weights(owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[Any], I: int) -> Weights:
     """The weights as arrays of `dtype`, each checked against I and against weight_hh's own H."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
     arrays: list[Any] = [
         None if value is None else as_array(owner, name, value, dtype)
-        for name, value in zip(Weights._fields, given, strict=True)
+        for name, value in zip(names, given, strict=True)
     ]
-    weights = Weights(*arrays)
+    weights = Weights(cell.number, *arrays)
     for name, letters in (("weight_ih", "(G, I)"), ("weight_hh", "(G, H)")):
         if getattr(weights, name) is None:
             raise TypeError(f"{owner}: {name} is None, expected an array")

@@ -75,11 +75,6 @@ class Sequential(Layer):
         self.rng = as_generator("Sequential", rng)
         self._width = _check_layers(self.layers)  # of the output, None if unknown
         self.dtype = _common_dtype(self.layers)
-        self._parameters = {
-            f"{index}.{name}": value
-            for index, layer in enumerate(self.layers)
-            for name, value in layer.parameters.items()
-        }
         self.metadata: dict[str, Any] = {}
         self.stop_training = False
         self._optimizer: Optimizer | None = None
@@ -89,6 +84,15 @@ class Sequential(Layer):
 
     def __repr__(self) -> str:
         return f"Sequential([{', '.join(type(layer).__name__ for layer in self.layers)}])"
+
+    @property
+    def _parameters(self) -> dict[str, Array]:  # type: ignore[override]
+        """Made anew each time: a layer of whose weights nobody holds views need not look for changes."""
+        return {
+            f"{index}.{name}": value
+            for index, layer in enumerate(self.layers)
+            for name, value in layer.parameters.items()
+        }
 
     # ------------------------------------------------------------------------ forward and backward
 
@@ -510,8 +514,9 @@ class Sequential(Layer):
             size = sum(value.size for value in layer.parameters.values())
             options = ", ".join(f"{name}={value}" for name, value in layer.config().items())
             print(f"{index:3} {type(layer).__name__:12} {size:12,}  {options}")
-        size = sum(value.size for value in self._parameters.values())
-        print(f"{size:,} parameters, {sum(value.nbytes for value in self._parameters.values()):,} bytes")
+        parameters = self._parameters.values()
+        size = sum(value.size for value in parameters)
+        print(f"{size:,} parameters, {sum(value.nbytes for value in parameters):,} bytes")
 
     def config(self) -> dict[str, Any]:
         """The layers, with the options that rebuild them, as JSON values."""

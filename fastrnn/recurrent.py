@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import sequence
+from ._kernels import Stack, Weights
 from .arguments import (
     Array,
     as_array,
@@ -28,7 +29,7 @@ from .arguments import (
     check_shape,
 )
 from .base import Gradients, Layer, State
-from .sequence import CELLS, Cell, DirectionTape, Packing, Weights
+from .sequence import CELLS, Cell, DirectionTape, Packing
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -86,12 +87,13 @@ class Recurrent(Layer):
         bound = 1.0 / np.sqrt(self.hidden_size)
         for name, shape in self._shapes():
             self._parameters[name] = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
-        #: Views of the same arrays, as the kernels take them; layer-major.
+        #: The same arrays, as the kernels take them; layer-major.
         self._weights = [
             self._weights_of(layer, direction)
             for layer in range(self.num_layers)
             for direction in range(self.num_directions)
         ]
+        self._stack = Stack(self._weights, self.num_directions)
 
     @property
     def num_directions(self) -> int:
@@ -132,8 +134,12 @@ class Recurrent(Layer):
 
     def _weights_of(self, layer: int, direction: int) -> Weights:
         names = self._names(layer, direction)
-        arrays: list[Any] = [self._parameters.get(names.get(field, "")) for field in Weights._fields]
-        return Weights(*arrays)
+        arrays = {field: self._parameters[name] for field, name in names.items()}
+        return Weights(self._cell.number, **arrays, owner=self._parameters)
+
+    def _lend(self) -> None:
+        for weights in self._weights:
+            weights.lend()
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.config().items())
@@ -165,6 +171,10 @@ class Recurrent(Layer):
         TypeError, ValueError
             Wrong dtype or kind; wrong shape or value. The message names the argument.
         """
+        if lengths is None and not self.batch_first:
+            result = self._stack.call(x, state)
+            if result is not None:
+                return result
         x, state, lengths, batched = self._accept(x, state, lengths)
         y, state = self._infer(x, state, lengths)
         return self._give(y, batched), self._give_state(state, batched)
@@ -283,54 +293,46 @@ class Recurrent(Layer):
 
     # -- the stack, time-major (the protocol of base.Layer) ---------------------------------------
 
+    def _begin(
+        self, x: Array, state: State, lengths: Array | None
+    ) -> tuple[Packing, Array, Array, Array | None]:
+        """The packing, and by it x (N, I), h (L*D, B, P) and c (L*D, B, H) or None; states are copies."""
+        packing = Packing(x.shape[0], x.shape[1], lengths)
+        if state is None:
+            state = self._accept_state(type(self).__name__, "state", None, packing.B, True)
+        h, c = state if self._cell.has_c else (state, None)
+        inputs = np.ascontiguousarray(packing.pack(x), self.dtype)
+        return packing, inputs, packing.sort(h), None if c is None else packing.sort(c)
+
+    def _end(self, packing: Packing, y: Array, h: Array, c: Array | None) -> tuple[Array, State]:
+        h = packing.unsort(h)
+        return packing.unpack(y), h if c is None else (h, packing.unsort(c))
+
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
-        y, state, _ = self._run(x, state, lengths, keep=False)
-        return y, state
+        packing, inputs, h, c = self._begin(x, state, lengths)
+        return self._end(packing, self._stack.infer(inputs, packing.offsets, h, c), h, c)
 
     def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Tape]:
-        y, state, tape = self._run(x, state, lengths, keep=True)
-        assert tape is not None
-        return y, state, tape
-
-    def _run(
-        self, x: Array, state: State, lengths: Array | None, *, keep: bool
-    ) -> tuple[Array, State, Tape | None]:
-        T, B, _ = x.shape
+        packing, inputs, h, c = self._begin(x, state, lengths)
         D, P = self.num_directions, self._width
-        packing = Packing(T, B, lengths)
-        if state is None:
-            state = self._accept_state(type(self).__name__, "state", None, B, True)
-        h, c = state if self._cell.has_c else (state, None)
-        h = packing.sort(h)
-        c = None if c is None else packing.sort(c)
-        tape = Tape(self, packing) if keep else None
-        inputs = np.ascontiguousarray(packing.pack(x), self.dtype)
+        tape = Tape(self, packing)
         for layer in range(self.num_layers):
-            if tape is not None:
-                mask = self._dropout_mask(inputs.shape) if layer else None
-                inputs = self._drop(inputs, mask)
-                tape.masks.append(mask)
+            mask = self._dropout_mask(inputs.shape) if layer else None
+            inputs = self._drop(inputs, mask)
+            tape.masks.append(mask)
             outputs = np.empty((packing.rows, D * P), self.dtype)
             for direction in range(D):
                 k = layer * D + direction
                 columns = outputs[:, direction * P : (direction + 1) * P]
                 live = (h[k], None if c is None else c[k])
                 direction_tape = sequence.forward(
-                    self._cell,
-                    self._weights[k],
-                    packing,
-                    direction == 1,
-                    inputs,
-                    live,
-                    columns,
-                    keep=keep,
+                    self._cell, self._weights[k], packing, direction == 1, inputs, live, columns, keep=True
                 )
-                if tape is not None and direction_tape is not None:
-                    tape.directions.append(direction_tape)
-            outputs.flags.writeable = not keep  # the tape refers to it
+                assert direction_tape is not None
+                tape.directions.append(direction_tape)
+            outputs.flags.writeable = False  # the tape refers to it
             inputs = outputs
-        h = packing.unsort(h)
-        return packing.unpack(inputs), h if c is None else (h, packing.unsort(c)), tape
+        return *self._end(packing, inputs, h, c), tape
 
     def _backward(self, tape: Tape, dy: Array | None, dstate: State) -> Gradients:
         packing, D, P = tape.packing, self.num_directions, self._width

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _kernels
+from ._kernels import Weights
 from .arguments import Array
 
 
@@ -34,26 +35,8 @@ CELLS = {
     for shape in (_kernels.cell_shape(k),)
 }
 
-# Bytes of projected gates at inference, and rows of them at least: enough rows for gemm to run at its
-# full rate, few enough that the recurrence finds them in cache.
-FORWARD_BYTES = 1 << 20
-FORWARD_ROWS = 128
 # Rows of one chunk of BPTT: the depth of the products that make the weight gradients.
 BACKWARD_ROWS = 512
-
-
-class Weights(NamedTuple):
-    """One layer and direction: (G, I), (G, P), (G,), (G,), (P, H); the last three may be None."""
-
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None
-    bias_hh: Array | None
-    weight_hr: Array | None
-
-    @property
-    def named(self) -> dict[str, Array]:
-        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class Packing:
@@ -140,7 +123,7 @@ def forward(
     N, B, dtype = packing.rows, packing.B, x.dtype
     H = weights.weight_ih.shape[0] // cell.gates
     AH = cell.accumulators * H
-    chunk = max(B, FORWARD_ROWS, FORWARD_BYTES // (AH * dtype.itemsize))
+    chunk = _kernels.forward_rows(B, AH, dtype.itemsize)
     if keep and cell.accumulators == 1 and y.flags.c_contiguous:
         gates = y  # all that an RNN keeps is its output
     else:
@@ -152,11 +135,10 @@ def forward(
     initial = (h.copy(), None if c is None else c.copy()) if keep else None
     if N:
         _kernels.forward(
-            cell.number,
+            weights,
             reverse,
             packing.offsets,
             x,
-            weights,
             state,
             y,
             gates,
@@ -196,20 +178,17 @@ def backward(
 
     buffers = (
         scratch(rows, AH),
-        scratch(rows, P),
-        scratch(B, H, needed=cell.has_c),
         scratch(rows, H, needed=projected or cell.has_reset),
         scratch(rows, P, needed=projected),
         scratch(B, H, needed=projected),
-        scratch(AH),
     )
     gradients: dict[str, Array] = {name: np.zeros_like(value) for name, value in weights.named.items()}
     dbias = np.zeros(AH, dtype)
     if N:
         dweights = (gradients["weight_ih"], gradients["weight_hh"], gradients.get("weight_hr"))
         _kernels.backward(
-            cell.number, tape.reverse, packing.offsets, tape.x, weights, tape.state, tape.y, tape.gates,
-            tape.c, dy, dstate, dx, accumulate_dx, dweights, dbias, buffers, rows,
+            weights, tape.reverse, packing.offsets, tape.x, tape.state, tape.y, tape.gates, tape.c, dy,
+            dstate, dx, accumulate_dx, dweights, dbias, buffers, rows,
         )  # fmt: skip
     if weights.bias_hh is not None:
         gradients["bias_hh"][:] = dbias[: cell.gates * H]

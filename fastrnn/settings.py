@@ -1,11 +1,12 @@
-"""Settings of the process: the instruction set in use, the threads, and a description of both.
+"""Settings of the process: the engine in use, the threads, and a description of both.
 
 Environment, read once at import:
 
-    FASTRNN_ISA          `blas` (the default: BLAS products, elementwise kernels for the widest
-                         instruction set there is), or the name of one instruction set: baseline,
-                         x86_v3 (AVX2, FMA), x86_v4 (AVX-512)
-    FASTRNN_NUM_THREADS  as set_num_threads
+    FASTRNN_ISA          the engine: `x86_v4` (AVX-512), `x86_v3` (AVX2, FMA) or `neon`, the fused kernels of
+                         src/kernels for that instruction set; `blas`, SciPy's products with our elementwise
+                         kernels; `baseline`, the same with portable ones. Default: the widest there is,
+                         `blas` where there is none
+    FASTRNN_NUM_THREADS  as set_num_threads; default: as many as the process has cores
 """
 
 from __future__ import annotations
@@ -69,26 +70,29 @@ def _blas() -> _BlasThreads:
 
 
 def set_num_threads(n: int) -> None:
-    """Use at most `n` threads, in this process, from the next call on.
+    """Use at most `n` threads in a call, in this process, from the next call on; small calls use fewer.
 
-    The products are SciPy's BLAS's, so this sets the number of threads of that BLAS (and of NumPy's, lest two
-    pools of spinning threads share the cores): other code of the process that calls them is affected as well.
+    The results do not depend on it, to the last bit, unless the engine is `blas`: that takes its threads from
+    SciPy's BLAS, so there this sets the number of threads of that BLAS (and of NumPy's, lest two pools of
+    spinning threads share the cores), and other code of the process that calls them is affected as well.
 
     Raises
     ------
     TypeError, ValueError
-        `n` is no integer, or less than 1.
+        `n` is no integer, or not from 1 to 1024.
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
         raise TypeError(f"set_num_threads: n is {n!r}, expected an integer")
     if not 1 <= n <= 1024:
         raise ValueError(f"set_num_threads: n is {n}, expected 1 <= n <= 1024")
-    _blas().set(int(n))
+    _kernels.use_threads(int(n))
+    if not _kernels.is_fused():
+        _blas().set(int(n))
 
 
 def get_num_threads() -> int:
-    """How many threads the products use at most."""
-    return _blas().get()
+    """How many threads a call uses at most."""
+    return _kernels.threads() if _kernels.is_fused() else _blas().get()
 
 
 def show_config() -> None:
@@ -98,10 +102,11 @@ def show_config() -> None:
 
 def _description() -> str:
     blas = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    name, fused = _kernels.engine(), _kernels.is_fused()
     rows = {
         "fastrnn": __version__,
-        "engine": "blas (products by SciPy's BLAS, elementwise kernels of our own)",
-        "instruction set": f"{_isa} (this machine has {', '.join(_kernels.isas())})",
+        "engine": f"{name} ({'fused kernels' if fused else 'BLAS products, elementwise kernels of our own'})",
+        "engines here": ", ".join(_kernels.engines()),
         "threads": str(get_num_threads()),
         "BLAS": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         "NumPy": np.__version__,
@@ -111,20 +116,26 @@ def _description() -> str:
     return "\n".join(f"{name:16s} {value}" for name, value in rows.items())
 
 
-def _choose_isa(name: str | None) -> str:
-    """The instruction set that FASTRNN_ISA asks for; ValueError lists those the machine has."""
-    there = _kernels.isas()
-    if name in (None, "", "blas"):
-        return str(there[-1])
+def _choose_engine(name: str | None) -> str:
+    """The engine that FASTRNN_ISA asks for; ValueError lists those the machine has."""
+    there = _kernels.engines()
+    if name in (None, ""):
+        return there[-1]
     if name not in there:
-        raise ValueError(f"FASTRNN_ISA is {name!r}; this machine has {', '.join(['blas', *there])}")
+        raise ValueError(f"FASTRNN_ISA is {name!r}; this machine has {', '.join(there)}")
     return str(name)
 
 
-_isa = _choose_isa(os.environ.get("FASTRNN_ISA"))
-_kernels.use_isa(_isa)
+def _cores() -> int:
+    """The cores that this process may run on."""
+    there = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return len(there)
 
-if "FASTRNN_NUM_THREADS" in os.environ:
+
+_kernels.use_engine(_choose_engine(os.environ.get("FASTRNN_ISA")))
+_kernels.use_threads(min(_cores(), 1024))
+
+if os.environ.get("FASTRNN_NUM_THREADS"):
     try:
         set_num_threads(int(os.environ["FASTRNN_NUM_THREADS"]))
     except ValueError as error:

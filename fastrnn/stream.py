@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from . import _kernels
+from ._kernels import Weights
 from .arguments import Array, as_array, as_rows, as_state
 from .base import State
-from .sequence import Cell, Weights, scratch_for_step
+from .sequence import Cell, scratch_for_step
 
 
 class Stream:
@@ -43,33 +44,26 @@ class Stream:
             y = np.zeros((batch_size, P), dtype)
             state = (self._h[k], None if self._c is None else self._c[k])
             scratch = scratch_for_step(cell, layer, batch_size)
-            calls.append(
-                (cell.number, offsets, x, layer, state, y, scratch["gates"], scratch["bias"], scratch["unit"])
-            )
+            calls.append((layer, offsets, x, state, y, scratch["gates"], scratch["bias"], scratch["unit"]))
             x = y
-        # What is returned is a view, so that nobody else owns the memory that the kernels write to.
-        self._y = x.view()
-        # A single row may be given, and is then returned, without its batch axis.
-        self._row = (self._x[0], self._y[0]) if batch_size == 1 else None
-        self._step = _kernels.Stepper(calls).step
+        self._stepper = _kernels.Stepper(calls)
 
     def step(self, x_t: Any) -> Array:
         """One step: x_t (B, I) -> y_t (B, H), or (B, P); a stream of one row also takes (I,) -> (H,).
 
         Returns the stream's own array, overwritten by the next step.
         """
-        if type(x_t) is not np.ndarray or x_t.dtype.kind not in "fiub":
-            x_t = as_array("Stream.step", "x_t", x_t, self._x.dtype)
-        if x_t.shape == self._x.shape:
-            np.copyto(self._x, x_t, "unsafe")
-            y = self._y
-        elif self._row is not None and x_t.shape == self._row[0].shape:
-            np.copyto(self._row[0], x_t, "unsafe")
-            y = self._row[1]
-        else:
+        if type(x_t) is np.ndarray:
+            y = self._stepper.step(x_t)
+            if y is not None:
+                return y
+        x_t = as_array("Stream.step", "x_t", x_t, self._x.dtype)
+        # A single row may be given, and is then returned, without its batch axis.
+        if x_t.shape != self._x.shape and (self.batch_size > 1 or x_t.shape != self._x.shape[1:]):
             raise ValueError(f"Stream.step: x_t has shape {x_t.shape}, expected (B, I) = {self._x.shape}")
-        self._step()
-        return y
+        result = self._stepper.step(x_t)
+        assert result is not None  # as_array gives exactly what it takes
+        return result
 
     @property
     def state(self) -> State:

@@ -10,12 +10,12 @@ import pytest
 from fastrnn import _kernels
 
 
-@pytest.fixture(params=_kernels.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that the machine has, one after the other."""
-    before = _kernels.use_isa(request.param)
+@pytest.fixture(params=_kernels.engines())
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every engine that the machine has, one after the other."""
+    before = _kernels.use_engine(request.param)
     yield request.param
-    _kernels.use_isa(before)
+    _kernels.use_engine(before)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def make(rng, name, T, B, I, H, dtype, **options):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("engine")
 def test_parity_with_the_reference(rng, name, dtype):
     grid = itertools.product(SIZES, (False, True), ("full", "mixed"), (True, False))
     for (T, B, I, H), reverse, lengths, bias in grid:
@@ -116,7 +116,7 @@ def test_missing_upstream_gradients_are_zeros(rng, name):
     )
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", CELLS)
 def test_nan_and_infinity_stay_in_their_row(rng, name):
     problem = make(rng, name, 5, 4, 3, 19, "float32")
@@ -163,7 +163,7 @@ def sweep(dtype, count):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("engine")
 def test_activations_are_within_two_ulp(dtype):
     x = sweep(dtype, 400_000)
     wide = x.astype(np.float64 if dtype == "float32" else np.longdouble)
@@ -177,7 +177,7 @@ def test_activations_are_within_two_ulp(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("engine")
 def test_activations_at_the_edges(dtype):
     x = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 50, -800], dtype)
     tanh, sigmoid = (_kernels.activation(name, x) for name in ("tanh", "sigmoid"))

@@ -403,7 +403,7 @@ def test_no_rows_and_many_steps():
 # ---- streams --------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("kind", [*KINDS, "GRU reset before", "LSTM projected"])
 def test_stream_equals_the_whole(rng, kind, B):

@@ -24,7 +24,8 @@ def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def test_threads_are_set_for_the_blas_in_use():
+@pytest.mark.usefixtures("engine")
+def test_threads_are_set_for_the_engine_in_use():
     import threadpoolctl
 
     before = fastrnn.get_num_threads()
@@ -32,6 +33,8 @@ def test_threads_are_set_for_the_blas_in_use():
         for n in (2, 1):
             fastrnn.set_num_threads(n)
             assert fastrnn.get_num_threads() == n
+            if _kernels.is_fused():
+                continue
             pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
             assert pools
             assert {
@@ -51,12 +54,16 @@ def test_bad_thread_counts(n, error):
 
 def test_environment():
     code = "import fastrnn; fastrnn.show_config(); print('n =', fastrnn.get_num_threads())"
-    for isa in _kernels.isas():
+    for isa in _kernels.engines():
         done = in_new_process(code, FASTRNN_ISA=isa, FASTRNN_NUM_THREADS="1")
-        assert f"instruction set  {isa} (this machine has" in done.stdout, done.stderr
+        assert f"engine           {isa} (" in done.stdout, done.stderr
         assert "n = 1" in done.stdout
-    widest = _kernels.isas()[-1]
-    assert f"instruction set  {widest} " in in_new_process(code, FASTRNN_ISA="blas").stdout
+    assert f"engine           {_kernels.engines()[-1]} (" in in_new_process(code, FASTRNN_ISA="").stdout
+
+
+def test_the_engine_starts_with_as_many_threads_as_cores():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import fastrnn; print(fastrnn.get_num_threads())"
+    assert in_new_process(code, FASTRNN_NUM_THREADS="").stdout == "1\n"
 
 
 @pytest.mark.parametrize(
@@ -81,10 +88,10 @@ def test_instruction_sets_agree(rng):
     layer = fastrnn.GRU(7, 19, 2, rng=0)
     x = rng.standard_normal((11, 3, 7)).astype("f4")
     results = []
-    for name in _kernels.isas():
-        before = _kernels.use_isa(name)
+    for name in _kernels.engines():
+        before = _kernels.use_engine(name)
         results.append(layer(x)[0])
-        _kernels.use_isa(before)
+        _kernels.use_engine(before)
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=0, atol=2e-6)
 

@@ -1,11 +1,12 @@
-/* Which instruction sets this processor has, the shapes of the cells, the floating-point mode, a clock. */
+/* Which instruction sets this processor has, the shapes of the cells, a clock. */
 #include "kernels.h"
 #include <time.h>
 
 extern const fastrnn_isa fastrnn_isa_baseline;
-#ifdef FASTRNN_HAVE_X86
-#include <xmmintrin.h>
+#if defined(FASTRNN_HAVE_X86)
 extern const fastrnn_isa fastrnn_isa_x86_v3, fastrnn_isa_x86_v4;
+#elif defined(FASTRNN_HAVE_NEON)
+extern const fastrnn_isa fastrnn_isa_neon; /* of every 64-bit ARM processor */
 #endif
 
 const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS] = {
@@ -21,7 +22,7 @@ int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
 {
     int count = 0;
     out[count++] = &fastrnn_isa_baseline;
-#ifdef FASTRNN_HAVE_X86
+#if defined(FASTRNN_HAVE_X86)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         out[count++] = &fastrnn_isa_x86_v3;
@@ -29,6 +30,8 @@ int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("fma"))
         out[count++] = &fastrnn_isa_x86_v4;
+#elif defined(FASTRNN_HAVE_NEON)
+    out[count++] = &fastrnn_isa_neon;
 #endif
     return count;
 }
@@ -39,25 +42,3 @@ double fastrnn_seconds(void)
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
-
-#if defined(FASTRNN_HAVE_X86)
-uint64_t fastrnn_flush_denormals(void)
-{
-    unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040); /* flush to zero, denormals are zero */
-    return mode;
-}
-void fastrnn_restore_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
-#elif defined(__aarch64__)
-uint64_t fastrnn_flush_denormals(void)
-{
-    uint64_t mode;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode | (UINT64_C(1) << 24)));
-    return mode;
-}
-void fastrnn_restore_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
-#else
-uint64_t fastrnn_flush_denormals(void) { return 0; }
-void fastrnn_restore_mode(uint64_t mode) { (void)mode; }
-#endif

@@ -1,3 +1,3 @@
 #define ISA_NAME "baseline"
 #define ISA_RECORD fastrnn_isa_baseline
-#include "kernels.template.h"
+#include "isa.h"

@@ -1,17 +1,20 @@
-/* What the compiled kernels offer to the Cython loops: one table of cells per instruction set.
+/* What the compiled kernels offer to Cython: the run of one layer in one direction, and per instruction set
+ * one table of functions.
  *
- * Shape letters:  n rows of the batch that are alive at this time step
- *                 H hidden units
- *                 A accumulators per unit: the blocks of H columns in a row of `gates`
+ * Shape letters:  T steps, B rows, N packed rows (the sum of all lengths), I inputs, H hidden units,
+ *                 P width of the hidden state (H, or the projection size), G = gates*H,
+ *                 A accumulators per unit: the blocks of H columns in a row of `gates`; AH = A*H
  *
- * Every array is row-major. The kernels are elementwise over (n, H): they neither allocate,
- * validate, raise nor print, and one row never reads another.
+ * Every array is row-major and contiguous unless a leading dimension is named. Kernels neither allocate,
+ * validate, raise nor print, and one row of the batch never reads another.
  */
 #ifndef FASTRNN_KERNELS_H
 #define FASTRNN_KERNELS_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include "threads.h"
 
 typedef ptrdiff_t fastrnn_size; /* Py_ssize_t, without Python.h */
 
@@ -33,40 +36,115 @@ typedef struct {
     int has_reset;     /* two products a step, with the reset stage between them */
 } fastrnn_cell_shape;
 
+extern const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS];
+
+/* One layer in one direction, forward or back. All pointers are to the run's real type.
+ *
+ *   offsets (T+1,)   rows of step t are offsets[t] .. offsets[t+1]-1, longest sequences first, so the
+ *                    rows of any step are a prefix of the batch
+ *   h (B, P), c (B, H)   the live state: initial when a call begins, final when it ends. A row that has
+ *                    ended (or, in reverse, not begun) is simply not touched, which is all that lengths need
+ */
+typedef struct {
+    int cell, reverse, keep, projected, accumulate_dx;
+    fastrnn_size T, B, I, H, P, chunk, ldy, lddy;
+    const fastrnn_size *offsets;
+    const void *x;         /* (N, I) */
+    const void *weight_ih; /* (G, I) */
+    const void *weight_hh; /* (G, P) */
+    const void *weight_hr; /* (P, H)       projected */
+    const void *bias_ih;   /* (G,)         or NULL */
+    const void *bias_hh;   /* (G,)         or NULL */
+    void *h;               /* (B, P)       live; in backward: the initial state, only read */
+    void *c;               /* (B, H)       live; in backward: the initial state, only read */
+    void *y;               /* (N, ldy)     forward: out; backward: as forward left it */
+    void *gates;           /* (N, AH)      kept for backward, or scratch (chunk, AH) at inference */
+    void *c_kept;          /* (N, H)       kept for backward, or NULL */
+    void *bias;            /* (AH,)        scratch: biases by accumulator; in backward their gradient, added to */
+    void *unit;            /* (B, H)       scratch: o tanh(c) before projection, or r*h_prev */
+    /* backward only */
+    const void *dy;        /* (N, lddy)    or NULL */
+    void *dh;              /* (B, P)       live: gradient of the final state, then of the initial */
+    void *dc;              /* (B, H)       live, the same */
+    void *dgates;          /* (chunk, AH)  scratch */
+    void *units;           /* (chunk, H)   scratch: o tanh(c), or r*h_prev */
+    void *dh_kept;         /* (chunk, P)   scratch: gradient of the projected state */
+    void *dunit;           /* (B, H)       scratch: gradient of o tanh(c) */
+    void *dx;              /* (N, I)       or NULL */
+    void *dweight_ih;      /* (G, I)       added to, as all gradients of parameters */
+    void *dweight_hh;      /* (G, P) */
+    void *dweight_hr;      /* (P, H) */
+    /* BLAS products only */
+    void *h_prev;          /* (chunk, P)   scratch: the state each row started its step from */
+    void *c_prev;          /* (B, H)       scratch */
+    /* fused engine only: panels, of the sizes that packed_size gives */
+    const void *packed_ih, *packed_hh, *packed_hr; /* W, for forward: pack_rows */
+    const void *columns_ih, *columns_hh, *columns_hr; /* W, for backward: pack_columns */
+    void *panels_dgates;   /* AH columns of chunk rows: scratch, as the next three */
+    void *panels_h;        /* P columns: h_prev */
+    void *panels_x;        /* I columns */
+    void *panels_units;    /* H columns */
+    int threads;           /* at most */
+    int stop;              /* what poll said */
+    int (*poll)(void *context); /* asked now and then by the calling thread; other than 0 ends the run */
+    void *poll_context;
+} fastrnn_run;
+
 #define FASTRNN_DECLARE(REAL, SUFFIX)                                                                        \
     typedef struct {                                                                                         \
-        /* One forward step, after the products.                                                             \
-         *   gates   (n, A*H)  in: pre-activations; out: what backward wants saved, if keep != 0             \
-         *   h       (n, H)    in: h_prev; out: h                                                            \
-         *   c       (n, H)    in: c_prev; out: c (LSTM)                                                     \
-         *   y       (n, ldy)  out: a copy of h, or NULL                                                     \
-         *   c_kept  (n, H)    out: a copy of c, or NULL */                                                  \
-        void (*forward)(fastrnn_size n, fastrnn_size H, REAL *gates, int keep, REAL *h, REAL *c, REAL *y,    \
-                        fastrnn_size ldy, REAL *c_kept);                                                     \
+        /* One forward step, after the products, of n rows and the units from `unit` to `end`-1.             \
+         *   gates   (n, A*H)      in: pre-activations; out: what backward wants saved, if keep != 0         \
+         *   h_prev  (n, ld_prev)  in                                                                        \
+         *   h       (n, ldh)      out; may be h_prev                                                        \
+         *   c       (n, H)        in: c_prev; out: c (LSTM)                                                 \
+         *   c_kept  (n, H)        out: a copy of c, or NULL */                                              \
+        void (*forward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end, REAL *gates,    \
+                        int keep, const REAL *h_prev, fastrnn_size ld_prev, REAL *h, fastrnn_size ldh,       \
+                        REAL *c, REAL *c_kept);                                                              \
         /* One backward step, before the products.                                                           \
-         *   gates   (n, A*H)  saved by forward; not written                                                 \
-         *   h_prev  (n, H)    c, c_prev (n, H; LSTM)                                                        \
-         *   dgates  (n, A*H)  out: gradient of the pre-activations                                          \
-         *   dh      (n, H)    in: gradient of h; out: the part of dh_prev that no product carries           \
-         *   dc      (n, H)    in: gradient of c; out: of c_prev (LSTM)                                      \
-         *   h       (n, H)    out: h again, for a projection's weight gradient, or NULL (LSTM) */           \
-        void (*backward)(fastrnn_size n, fastrnn_size H, const REAL *gates, const REAL *h_prev,              \
-                         const REAL *c, const REAL *c_prev, REAL *dgates, REAL *dh, REAL *dc, REAL *h);      \
+         *   gates   (n, A*H)      saved by forward; not written                                             \
+         *   h_prev  (n, ld_prev)  c, c_prev (n, H; LSTM)                                                    \
+         *   dy      (n, lddy)     added to dh first, or NULL                                                \
+         *   dgates  (n, A*H)      out: gradient of the pre-activations                                      \
+         *   dh      (n, H)        in: gradient of h; out: the part of dh_prev that no product carries       \
+         *   dc      (n, H)        in: gradient of c; out: of c_prev (LSTM)                                  \
+         *   h       (n, H)        out: h again, for a projection's weight gradient, or NULL (LSTM) */       \
+        void (*backward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,                \
+                         const REAL *gates, const REAL *h_prev, fastrnn_size ld_prev, const REAL *c,         \
+                         const REAL *c_prev, const REAL *dy, fastrnn_size lddy, REAL *dgates, REAL *dh,      \
+                         REAL *dc, REAL *h);                                                                 \
         /* The reset stage of GRU_RESET_BEFORE.                                                              \
          *   reset_forward:  gates (n, A*H) blocks r, z become activations; rh (n, H) out: r*h_prev          \
          *   reset_backward: drh (n, H) in: gradient of r*h_prev, out: r*h_prev itself;                      \
          *                   dgates block r out; dh (n, H) gains drh*r */                                    \
-        void (*reset_forward)(fastrnn_size n, fastrnn_size H, REAL *gates, const REAL *h_prev, REAL *rh);    \
-        void (*reset_backward)(fastrnn_size n, fastrnn_size H, const REAL *gates, const REAL *h_prev,        \
-                               REAL *drh, REAL *dgates, REAL *dh);                                           \
+        void (*reset_forward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,           \
+                              REAL *gates, const REAL *h_prev, fastrnn_size ld_prev, REAL *rh);              \
+        void (*reset_backward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,          \
+                               const REAL *gates, const REAL *h_prev, fastrnn_size ld_prev, REAL *drh,       \
+                               REAL *dgates, REAL *dh);                                                      \
     } fastrnn_cell_##SUFFIX;                                                                                 \
     typedef struct {                                                                                         \
-        fastrnn_cell_##SUFFIX cell[FASTRNN_CELLS];                                                           \
-        /* out[k] += sum over the n rows of a (n, m), in row order */                                        \
-        void (*add_rows)(fastrnn_size n, fastrnn_size m, const REAL *a, REAL *out);                          \
+        const fastrnn_cell_##SUFFIX *cell; /* by cell number */                                              \
+        /* out[k] += sum over the n rows of a (n, ld), in row order, for unit <= k < end */                  \
+        void (*add_rows)(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, fastrnn_size end,               \
+                         const REAL *a, REAL *out);                                                          \
         /* y[k] = activation(x[k]), k < n: for tests and for layers that are no recurrent cell */            \
         void (*tanh)(fastrnn_size n, const REAL *x, REAL *y);                                                \
         void (*sigmoid)(fastrnn_size n, const REAL *x, REAL *y);                                             \
+                                                                                                             \
+        /* The fused engine; NULL where there is none.                                                       \
+         *   packed_size   numbers in the panels of `blocks` blocks of `units` columns, K deep               \
+         *   pack_rows     panels of w (blocks*units, K): for a product with its transpose                   \
+         *   pack_columns  panels of w (K, units)                                                            \
+         *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)  \
+         *   forward, backward  a whole run; 0, or what poll answered */                                     \
+        fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);                         \
+        void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const REAL *w, REAL *panels);      \
+        void (*pack_columns)(fastrnn_size units, fastrnn_size K, const REAL *w, REAL *panels);               \
+        void (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const REAL *a, fastrnn_size a_row,  \
+                         fastrnn_size a_k, const REAL *panels, REAL *c, int threads);                        \
+        int (*run_forward)(fastrnn_run *run);                                                                \
+        int (*run_backward)(fastrnn_run *run);                                                               \
     } fastrnn_table_##SUFFIX;
 
 FASTRNN_DECLARE(float, f32)
@@ -79,16 +157,9 @@ typedef struct {
     const fastrnn_table_f64 *f64;
 } fastrnn_isa;
 
-extern const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS];
-
 /* Instruction sets that were compiled in and that this processor has, widest last; returns their number. */
-#define FASTRNN_MOST_ISAS 3
+#define FASTRNN_MOST_ISAS 3 /* of one processor */
 int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS]);
-
-/* Treat denormals as zero until the mode that was there before is put back: BPTT through a vanished
- * gradient is many times slower otherwise on some processors. */
-uint64_t fastrnn_flush_denormals(void);
-void fastrnn_restore_mode(uint64_t mode);
 
 /* A clock that only goes forward. */
 double fastrnn_seconds(void);

@@ -1,21 +1,25 @@
-/* One instruction set: both precisions of every kernel, and the record that names them.
- * Included by each isa_*.c, which sets the instruction set and ISA_RECORD, ISA_NAME. */
-#include "kernels.h"
-
-#define REAL_F32
+/* One precision of one instruction set. Included by isa.h with REAL_F32 or REAL_F64 set. */
 #include "simd.h"
 #include "activations.h"
 #include "cells.h"
 #include "loops.h"
-#include "undefine.h"
-#undef REAL_F32
+#ifdef FASTRNN_FUSED
+#include "product.h"
+#include "sequence.h"
+#endif
 
-#define REAL_F64
-#include "simd.h"
-#include "activations.h"
-#include "cells.h"
-#include "loops.h"
+static const NAME(fastrnn_table_) NAME(table_) = {
+    .cell = NAME(cells_),
+    .add_rows = NAME(add_rows_),
+    .tanh = NAME(tanh_all_),
+    .sigmoid = NAME(sigmoid_all_),
+#ifdef FASTRNN_FUSED
+    .packed_size = NAME(packed_size_),
+    .pack_rows = NAME(pack_all_rows_),
+    .pack_columns = NAME(pack_all_columns_),
+    .multiply = NAME(multiply_all_),
+    .run_forward = NAME(run_forward_),
+    .run_backward = NAME(run_backward_),
+#endif
+};
 #include "undefine.h"
-#undef REAL_F64
-
-const fastrnn_isa ISA_RECORD = {ISA_NAME, VECTOR_BYTES / 4, &table_f32, &table_f64};

@@ -1,33 +1,35 @@
 /* The loops over rows and hidden units, and the table of one precision. They know the number of
  * accumulators of a cell and nothing else of it. */
 
-/* All of H in full vectors, then what is left of it: `m` lanes at `k`. */
+/* Units [unit, end) in full vectors, then what is left of them: `m` lanes at `k`. */
 #define FOR_UNITS(...)                                                                                       \
     do {                                                                                                     \
-        fastrnn_size k = 0;                                                                                  \
-        for (; k + LANES <= H; k += LANES) {                                                                 \
+        fastrnn_size k = unit;                                                                               \
+        for (; k + LANES <= end; k += LANES) {                                                               \
             const fastrnn_size m = LANES;                                                                    \
             __VA_ARGS__                                                                                      \
         }                                                                                                    \
-        if (k < H) {                                                                                         \
-            const fastrnn_size m = H - k;                                                                    \
+        if (k < end) {                                                                                       \
+            const fastrnn_size m = end - k;                                                                  \
             __VA_ARGS__                                                                                      \
         }                                                                                                    \
     } while (0)
 
 #define DEFINE_FORWARD(CELL, A, HAS_C)                                                                       \
-    static void NAME(CELL##_forward_rows_)(fastrnn_size n, fastrnn_size H, real *gates, int keep, real *h,   \
-                                           real *c, real *y, fastrnn_size ldy, real *c_kept)                 \
+    static void NAME(CELL##_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit,                \
+                                           fastrnn_size end, real *gates, int keep, const real *h_prev,      \
+                                           fastrnn_size ld_prev, real *h, fastrnn_size ldh, real *c,         \
+                                           real *c_kept)                                                     \
     {                                                                                                        \
         for (fastrnn_size row = 0; row < n; row++) {                                                         \
-            real *gates_row = gates + row * A * H, *h_row = h + row * H;                                     \
+            real *gates_row = gates + row * A * H, *h_row = h + row * ldh;                                   \
+            const real *prev_row = h_prev + row * ld_prev;                                                   \
             real *c_row = HAS_C ? c + row * H : 0, *kept_row = HAS_C && c_kept ? c_kept + row * H : 0;       \
-            real *y_row = y ? y + row * ldy : 0;                                                             \
             FOR_UNITS(                                                                                       \
                 V a[A];                                                                                      \
                 for (int block = 0; block < A; block++)                                                      \
                     a[block] = v_load(gates_row + block * H + k, m);                                         \
-                V h_k = v_load(h_row + k, m);                                                                \
+                V h_k = HAS_C ? v_set(0) : v_load(prev_row + k, m);                                          \
                 V c_k = HAS_C ? v_load(c_row + k, m) : v_set(0);                                             \
                 NAME(CELL##_forward_)(a, &h_k, &c_k);                                                        \
                 if (keep)                                                                                    \
@@ -37,30 +39,32 @@
                 if (HAS_C)                                                                                   \
                     v_store(c_row + k, m, c_k);                                                              \
                 if (HAS_C && kept_row)                                                                       \
-                    v_store(kept_row + k, m, c_k);                                                           \
-                if (y_row)                                                                                   \
-                    v_store(y_row + k, m, h_k););                                                            \
+                    v_store(kept_row + k, m, c_k););                                                         \
         }                                                                                                    \
     }
 
 #define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \
-    static void NAME(CELL##_backward_rows_)(fastrnn_size n, fastrnn_size H, const real *gates,               \
-                                            const real *h_prev, const real *c, const real *c_prev,           \
-                                            real *dgates, real *dh, real *dc, real *h)                       \
+    static void NAME(CELL##_backward_rows_)(                                                                 \
+        fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end, const real *gates,              \
+        const real *h_prev, fastrnn_size ld_prev, const real *c, const real *c_prev, const real *dy,         \
+        fastrnn_size lddy, real *dgates, real *dh, real *dc, real *h)                                        \
     {                                                                                                        \
         for (fastrnn_size row = 0; row < n; row++) {                                                         \
             const fastrnn_size at = row * H;                                                                 \
-            const real *gates_row = gates + A * at;                                                          \
+            const real *gates_row = gates + A * at, *prev_row = h_prev + row * ld_prev;                      \
+            const real *dy_row = dy ? dy + row * lddy : 0;                                                   \
             real *dgates_row = dgates + A * at;                                                              \
             FOR_UNITS(                                                                                       \
                 V a[A]; V da[A]; V h_k = v_set(0);                                                           \
                 for (int block = 0; block < A; block++)                                                      \
                     a[block] = v_load(gates_row + block * H + k, m);                                         \
-                V h_prev_k = HAS_C ? v_set(0) : v_load(h_prev + at + k, m);                                  \
+                V h_prev_k = HAS_C ? v_set(0) : v_load(prev_row + k, m);                                     \
                 V c_k = HAS_C ? v_load(c + at + k, m) : v_set(0);                                            \
                 V c_prev_k = HAS_C ? v_load(c_prev + at + k, m) : v_set(0);                                  \
                 V dh_k = v_load(dh + at + k, m);                                                             \
                 V dc_k = HAS_C ? v_load(dc + at + k, m) : v_set(0);                                          \
+                if (dy_row)                                                                                  \
+                    dh_k += v_load(dy_row + k, m);                                                           \
                 NAME(CELL##_backward_)(a, h_prev_k, c_k, c_prev_k, &dh_k, &dc_k, &h_k, da);                  \
                 for (int block = 0; block < A; block++)                                                      \
                     v_store(dgates_row + block * H + k, m, da[block]);                                       \
@@ -80,29 +84,30 @@ DEFINE_CELL(lstm, 4, 1)
 DEFINE_CELL(gru, 4, 0)
 DEFINE_CELL(gru_reset_before, 3, 0)
 
-static void NAME(gru_reset_forward_rows_)(fastrnn_size n, fastrnn_size H, real *gates, const real *h_prev,
-                                          real *rh)
+static void NAME(gru_reset_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
+                                          real *gates, const real *h_prev, fastrnn_size ld_prev, real *rh)
 {
     for (fastrnn_size row = 0; row < n; row++) {
         real *r = gates + row * 3 * H, *z = r + H;
         FOR_UNITS(
             V a[2] = {v_load(r + k, m), v_load(z + k, m)}; V rh_k;
-            gru_reset_stage_forward(a, v_load(h_prev + row * H + k, m), &rh_k);
+            gru_reset_stage_forward(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
             v_store(r + k, m, a[0]);
             v_store(z + k, m, a[1]);
             v_store(rh + row * H + k, m, rh_k););
     }
 }
 
-static void NAME(gru_reset_backward_rows_)(fastrnn_size n, fastrnn_size H, const real *gates,
-                                           const real *h_prev, real *drh, real *dgates, real *dh)
+static void NAME(gru_reset_backward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
+                                           const real *gates, const real *h_prev, fastrnn_size ld_prev,
+                                           real *drh, real *dgates, real *dh)
 {
     for (fastrnn_size row = 0; row < n; row++) {
         const fastrnn_size at = row * H;
         FOR_UNITS(
             V a[1] = {v_load(gates + 3 * at + k, m)}; V da[1];
             V drh_k = v_load(drh + at + k, m); V dh_k = v_load(dh + at + k, m);
-            gru_reset_stage_backward(a, v_load(h_prev + at + k, m), &drh_k, &dh_k, da);
+            gru_reset_stage_backward(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
             v_store(dgates + 3 * at + k, m, da[0]);
             v_store(drh + at + k, m, drh_k);
             v_store(dh + at + k, m, dh_k););
@@ -110,18 +115,27 @@ static void NAME(gru_reset_backward_rows_)(fastrnn_size n, fastrnn_size H, const
 }
 
 /* Columns are divided, never the sum: each out[k] is one chain in row order. */
-static void NAME(add_rows_)(fastrnn_size n, fastrnn_size H, const real *a, real *out)
+static void NAME(add_rows_)(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, fastrnn_size end, const real *a,
+                            real *out)
 {
+    for (; unit + 4 * LANES <= end; unit += 4 * LANES) { /* four chains hide the addition's latency */
+        V sum[4] = {{0}};
+        for (const real *at = a + unit, *last = at + n * ld; at < last; at += ld)
+            UNROLL for (int j = 0; j < 4; j++) sum[j] += v_load(at + j * LANES, LANES);
+        UNROLL for (int j = 0; j < 4; j++)
+            v_store(out + unit + j * LANES, LANES, v_load(out + unit + j * LANES, LANES) + sum[j]);
+    }
     FOR_UNITS(
-        V sum = v_load(out + k, m);
+        V sum = v_set(0);
         for (fastrnn_size row = 0; row < n; row++)
-            sum += v_load(a + row * H + k, m);
-        v_store(out + k, m, sum););
+            sum += v_load(a + row * ld + k, m);
+        v_store(out + k, m, v_load(out + k, m) + sum););
 }
 
 #define DEFINE_ACTIVATION(F)                                                                                 \
-    static void NAME(F##_all_)(fastrnn_size H, const real *x, real *y)                                       \
+    static void NAME(F##_all_)(fastrnn_size end, const real *x, real *y)                                     \
     {                                                                                                        \
+        const fastrnn_size unit = 0;                                                                         \
         FOR_UNITS(v_store(y + k, m, NAME(v_##F##_)(v_load(x + k, m))););                                     \
     }
 DEFINE_ACTIVATION(tanh)
@@ -129,16 +143,11 @@ DEFINE_ACTIVATION(sigmoid)
 
 #define CELL_ROWS(CELL) NAME(CELL##_forward_rows_), NAME(CELL##_backward_rows_)
 
-static const NAME(fastrnn_table_) NAME(table_) = {
-    .cell = {
-        [FASTRNN_RNN_TANH] = {CELL_ROWS(rnn_tanh), 0, 0},
-        [FASTRNN_RNN_RELU] = {CELL_ROWS(rnn_relu), 0, 0},
-        [FASTRNN_LSTM] = {CELL_ROWS(lstm), 0, 0},
-        [FASTRNN_GRU] = {CELL_ROWS(gru), 0, 0},
-        [FASTRNN_GRU_RESET_BEFORE] = {CELL_ROWS(gru_reset_before), NAME(gru_reset_forward_rows_),
-                                      NAME(gru_reset_backward_rows_)},
-    },
-    .add_rows = NAME(add_rows_),
-    .tanh = NAME(tanh_all_),
-    .sigmoid = NAME(sigmoid_all_),
+static const NAME(fastrnn_cell_) NAME(cells_)[FASTRNN_CELLS] = {
+    [FASTRNN_RNN_TANH] = {CELL_ROWS(rnn_tanh), 0, 0},
+    [FASTRNN_RNN_RELU] = {CELL_ROWS(rnn_relu), 0, 0},
+    [FASTRNN_LSTM] = {CELL_ROWS(lstm), 0, 0},
+    [FASTRNN_GRU] = {CELL_ROWS(gru), 0, 0},
+    [FASTRNN_GRU_RESET_BEFORE] = {CELL_ROWS(gru_reset_before), NAME(gru_reset_forward_rows_),
+                                  NAME(gru_reset_backward_rows_)},
 };

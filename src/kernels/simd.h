@@ -16,8 +16,13 @@
 #include <string.h>
 #if defined(FASTRNN_X86_V3) || defined(FASTRNN_X86_V4)
 #include <immintrin.h>
+#define FASTRNN_FUSED /* has a fused multiply-add, and with it the engine of product.h and sequence.h */
+#elif defined(FASTRNN_NEON)
+#include <arm_neon.h>
+#define FASTRNN_FUSED
 #endif
 #define INLINE static inline __attribute__((always_inline, unused))
+#define UNROLL _Pragma("GCC unroll 32")
 #if defined(FASTRNN_X86_V4)
 #define VECTOR_BYTES 64
 #elif defined(FASTRNN_X86_V3)
@@ -97,8 +102,14 @@ INLINE V v_max(V limit, V x) { return (V)_mm256_max_pd((__m256d)limit, (__m256d)
 #define PART(m) ((__m256i)((VI){0, 1, 2, 3} < (real_int)(m)))
 #define V_LOAD_PART(p, m) ((V)_mm256_maskload_pd(p, PART(m)))
 #define V_STORE_PART(p, m, x) _mm256_maskstore_pd(p, PART(m), (__m256d)(x))
+#elif defined(FASTRNN_NEON) && defined(REAL_F32)
+INLINE V v_fma(V a, V b, V c) { return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#elif defined(FASTRNN_NEON)
+INLINE V v_fma(V a, V b, V c) { return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #else
 INLINE V v_fma(V a, V b, V c) { return a * b + c; }
+#endif
+#ifndef V_LOAD_PART
 INLINE V v_min(V limit, V x) { return v_select(x > limit, limit, x); }
 INLINE V v_max(V limit, V x) { return v_select(x < limit, limit, x); }
 #endif

@@ -1,4 +1,4 @@
-/* Undoes simd.h, activations.h, cells.h and loops.h, for the next precision. */
+/* Undoes what kernels.template.h includes, for the next precision. */
 #undef real
 #undef real_int
 #undef V
@@ -52,3 +52,28 @@
 #undef DEFINE_CELL
 #undef DEFINE_ACTIVATION
 #undef CELL_ROWS
+#undef product_t
+#undef tile_t
+#undef epilogue_t
+#undef panel_size
+#undef panel_count
+#undef panels_of_rows
+#undef panels_of_columns
+#undef run_product
+#undef TILE_VECTORS
+#undef DEFINE_TILE
+#undef MOST_ROWS
+#undef MOST_PANELS
+#undef TILES
+#undef COLUMN_ROWS
+#undef TILE_ENTRY
+#undef PASS_BYTES
+#undef run_t
+#undef step_t
+#undef span_t
+#undef cells
+#undef least
+#undef greatest
+#undef SHARED_CALL_FLOPS
+#undef SHARED_STEP_FLOPS
+#undef FETCH_BYTES

@@ -1,0 +1,655 @@
+/* The fused engine: a whole run, forward and BPTT, of one layer in one direction.
+ *
+ * Forward takes the steps in chunks of time. A chunk's inputs are projected at once,
+ *     gates[t] = bias + x[t] W_ih^T
+ * and then each step multiplies in its state and lets the cell loose on every tile as soon as its sums
+ * stand, while they are in the first-level cache:
+ *     gates[t] += h[t-1] W_hh^T;  h[t] = cell(gates[t])
+ * h[t] is written to y, where the next step reads it. BPTT mirrors this against the order of time: the
+ * product dgates[t] W_hh gives a tile of dh[t-1], on which the cell's backward follows at once; what
+ * remains, dx and the gradients of the weights, are large products once a chunk is through.
+ *
+ * Threads divide the rows of the batch, which never meet; or, when there are too few, the units, with a
+ * barrier after every step. Everything else of a chunk is divided by rows or columns of its result: no sum
+ * is ever split, so the bits do not depend on the number of threads.
+ *
+ * Nothing here knows a cell but by its fastrnn_cell_shape and its functions.
+ */
+
+#define run_t fastrnn_run
+#define step_t NAME(step_)
+#define span_t NAME(span_)
+#define cells NAME(cells_)
+
+typedef struct {
+    fastrnn_size from, to;
+} span_t;
+
+/* This member's part of n things, in pieces of `grain`. */
+static span_t NAME(share_)(fastrnn_member me, fastrnn_size n, fastrnn_size grain)
+{
+    const fastrnn_size pieces = (n + grain - 1) / grain;
+    const fastrnn_size from = pieces * me.rank / me.size * grain, to = pieces * (me.rank + 1) / me.size * grain;
+    return (span_t){from < n ? from : n, to < n ? to : n};
+}
+
+/* What the steps of a run share, and one step's place in memory. */
+typedef struct {
+    const run_t *run;
+    fastrnn_cell_shape shape;
+    fastrnn_size AH, direct;    /* accumulator columns; those that h_prev feeds */
+    int project_by_step;        /* the inputs of a step with the step, else those of a chunk ahead */
+    int split_units;            /* threads divide the units, else the rows */
+    span_t rows;                /* of the batch: this member's */
+    span_t units, out;          /* vectors of H and of P: this member's */
+    fastrnn_size first, n;      /* packed row of the step, and its rows */
+    fastrnn_size first_old, old; /* packed row of the step before; the rows that have one */
+    real *gates;                /* (n, AH) */
+    real *dgates, *units_kept, *dh_kept; /* backward: this step's rows of the chunk's scratch */
+    const real *h_old, *h_new;  /* h_prev of rows < old: rows of y; of the others: the initial state */
+    const real *h_prev;         /* forward: the one of the two at hand */
+    fastrnn_size ld_prev;
+} step_t;
+
+static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
+{
+    const fastrnn_cell_shape shape = fastrnn_cell_shapes[run->cell];
+    const fastrnn_member all = {0, 1, 0};
+    /* Rows need no barrier, but each thread reads all weights; below some four rows a thread that reading
+     * is the work, and units divide it. */
+    const int split_units = me.size > 1 && run->B < 4 * me.size;
+    return (step_t){
+        .run = run,
+        .shape = shape,
+        .AH = shape.accumulators * run->H,
+        .direct = shape.hidden_blocks * run->H,
+        .project_by_step = run->B >= 16,
+        .split_units = split_units,
+        .rows = NAME(share_)(split_units ? all : me, run->B, 1),
+        .units = NAME(share_)(split_units ? me : all, panel_count(run->H), 1),
+        .out = NAME(share_)(split_units ? me : all, panel_count(run->P), 1),
+    };
+}
+
+INLINE fastrnn_size NAME(rows_at_)(const run_t *run, fastrnn_size t)
+{
+    return t < 0 || t >= run->T ? 0 : run->offsets[t + 1] - run->offsets[t];
+}
+
+/* How many steps the chunk after the first `done` takes: as many as fit run->chunk rows, at least one. */
+static fastrnn_size NAME(next_chunk_)(const run_t *run, fastrnn_size done, int from_end)
+{
+    const fastrnn_size *offsets = run->offsets, edge = run->T - done;
+    fastrnn_size steps = 1;
+    if (from_end)
+        while (steps < edge && offsets[edge] - offsets[edge - steps - 1] <= run->chunk)
+            steps++;
+    else
+        while (done + steps < run->T && offsets[done + steps + 1] - offsets[done] <= run->chunk)
+            steps++;
+    return steps;
+}
+
+/* Set the step's rows, and where the states before it lie. */
+static void NAME(go_to_)(step_t *s, fastrnn_size t)
+{
+    const run_t *run = s->run;
+    const fastrnn_size before = run->reverse ? t + 1 : t - 1, there = NAME(rows_at_)(run, before);
+    s->first = run->offsets[t];
+    s->n = NAME(rows_at_)(run, t);
+    s->old = there < s->n ? there : s->n;
+    s->first_old = s->old ? run->offsets[before] : 0;
+    s->h_old = (const real *)run->y + s->first_old * run->ldy;
+    s->h_new = run->h;
+}
+
+INLINE void NAME(wait_)(const step_t *s, fastrnn_member me)
+{
+    if (s->split_units)
+        fastrnn_barrier(me);
+}
+
+/* ---- forward -------------------------------------------------------------------------------------- */
+
+static void NAME(apply_forward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
+                                 fastrnn_size end)
+{
+    const step_t *s = context;
+    const run_t *run = s->run;
+    const fastrnn_size H = run->H, at = s->first + row, ldh = run->projected ? H : run->ldy;
+    real *h = run->projected ? (real *)run->unit + row * H : (real *)run->y + at * ldh;
+    real *c = run->c ? (real *)run->c + row * H : 0, *kept = run->c_kept ? (real *)run->c_kept + at * H : 0;
+    cells[run->cell].forward(n, H, unit, end, s->gates + row * s->AH, run->keep, s->h_prev + row * s->ld_prev,
+                             s->ld_prev, h, ldh, c, kept);
+}
+
+static void NAME(apply_reset_forward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
+                                       fastrnn_size end)
+{
+    const step_t *s = context;
+    const fastrnn_size H = s->run->H;
+    cells[s->run->cell].reset_forward(n, H, unit, end, s->gates + row * s->AH, s->h_prev + row * s->ld_prev,
+                                      s->ld_prev, (real *)s->run->unit + row * H);
+}
+
+/* gates (rows, AH) = bias + x W_ih^T of packed rows from `first` on, each block to its accumulator. */
+static product_t NAME(input_product_)(const step_t *s, fastrnn_size first, real *gates)
+{
+    const run_t *run = s->run;
+    const fastrnn_size H = run->H;
+    product_t p = {
+        .K = run->I,
+        .units = H,
+        .blocks = s->shape.gates,
+        .panels = run->packed_ih,
+        .panel_size = panel_size(run->I),
+        .a = (const real *)run->x + first * run->I,
+        .a_row = run->I,
+        .a_k = 1,
+        .from = run->bias,
+        .to = gates,
+        .ld_to = s->AH,
+    };
+    for (int block = 0; block < s->shape.gates; block++)
+        p.column[block] = block < s->shape.input_blocks ? block * H : s->AH - H;
+    return p;
+}
+
+/* The accumulator that no input feeds begins as its bias. */
+static void NAME(set_bias_)(const step_t *s, span_t rows, span_t units, real *gates)
+{
+    const fastrnn_size H = s->run->H, column = s->shape.input_blocks * H + units.from * LANES;
+    const fastrnn_size size = least(units.to * LANES, H) - units.from * LANES;
+    if (s->shape.accumulators > s->shape.gates && size > 0)
+        for (fastrnn_size row = rows.from; row < rows.to; row++)
+            memcpy(gates + row * s->AH + column, (const real *)s->run->bias + column, (size_t)size * sizeof(real));
+}
+
+/* The inputs of a whole chunk. */
+static void NAME(project_)(const step_t *s, fastrnn_size first, fastrnn_size rows, real *gates,
+                           fastrnn_member me)
+{
+    const fastrnn_member all = {0, 1, 0};
+    const int by_rows = rows >= 8 * me.size;
+    const span_t mine = NAME(share_)(by_rows ? me : all, rows, 1);
+    const span_t units = NAME(share_)(by_rows ? all : me, panel_count(s->run->H), 1);
+    const product_t p = NAME(input_product_)(s, first, gates);
+    run_product(&p, mine.from, mine.to, units.from, units.to, 0, 0);
+    NAME(set_bias_)(s, mine, units, gates);
+}
+
+static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_member me)
+{
+    const run_t *run = s->run;
+    const fastrnn_size H = run->H, P = run->P;
+    NAME(go_to_)(s, t);
+    s->gates = gates;
+    product_t input, p = {
+        .K = P,
+        .units = H,
+        .blocks = s->shape.hidden_blocks,
+        .panels = run->packed_hh,
+        .panel_size = panel_size(P),
+        .a_k = 1,
+        .from = gates,
+        .ld_from = s->AH,
+        .to = gates,
+        .ld_to = s->AH,
+        .column = {0, H, 2 * H, 3 * H},
+    };
+    const fastrnn_size from = s->rows.from, to = least(s->rows.to, s->n), middle = least(greatest(from, s->old), to);
+    if (s->project_by_step) {
+        NAME(set_bias_)(s, (span_t){from, to}, s->units, gates);
+        input = NAME(input_product_)(s, s->first, gates);
+        p.before = &input;
+    }
+    for (int part = 0; part < 2; part++) { /* rows that have a step before, then those that begin */
+        p.a = s->h_prev = part ? s->h_new : s->h_old;
+        p.a_row = s->ld_prev = part ? P : run->ldy;
+        run_product(&p, part ? middle : from, part ? to : middle, s->units.from, s->units.to,
+                 s->shape.has_reset ? NAME(apply_reset_forward_) : NAME(apply_forward_), s);
+    }
+    if (s->shape.has_reset) {
+        NAME(wait_)(s, me);
+        product_t q = p;
+        q.before = 0;
+        q.K = H;
+        q.blocks = 1;
+        q.panels = (const real *)run->packed_hh + panel_count(H) * s->shape.hidden_blocks * panel_size(P);
+        q.a = run->unit;
+        q.a_row = H;
+        q.column[0] = s->direct;
+        for (int part = 0; part < 2; part++) {
+            s->h_prev = part ? s->h_new : s->h_old;
+            s->ld_prev = part ? P : run->ldy;
+            run_product(&q, part ? middle : from, part ? to : middle, s->units.from, s->units.to,
+                     NAME(apply_forward_), s);
+        }
+    }
+    if (run->projected) {
+        NAME(wait_)(s, me);
+        const product_t q = {
+            .K = H,
+            .units = P,
+            .blocks = 1,
+            .panels = run->packed_hr,
+            .panel_size = panel_size(H),
+            .a = run->unit,
+            .a_row = H,
+            .a_k = 1,
+            .to = (real *)run->y + s->first * run->ldy,
+            .ld_to = run->ldy,
+        };
+        run_product(&q, from, to, s->out.from, s->out.to, 0, 0);
+    }
+    NAME(wait_)(s, me);
+}
+
+/* The final state of every row: its h of the last step that it took. */
+static void NAME(final_state_)(const run_t *run, fastrnn_member me)
+{
+    const span_t mine = NAME(share_)(me, run->B, 1);
+    for (fastrnn_size t = run->reverse ? 0 : run->T - 1, done = 0; t >= 0 && done < run->B; t--) {
+        const fastrnn_size n = NAME(rows_at_)(run, t);
+        const real *y = (const real *)run->y + run->offsets[t] * run->ldy;
+        for (fastrnn_size row = greatest(done, mine.from); row < least(n, mine.to); row++)
+            memcpy((real *)run->h + row * run->P, y + row * run->ldy, (size_t)run->P * sizeof(real));
+        done = greatest(done, n);
+    }
+}
+
+static void NAME(poll_)(run_t *run, fastrnn_member me)
+{
+    if (me.rank == 0 && run->poll)
+        run->stop = run->poll(run->poll_context);
+    fastrnn_barrier(me);
+}
+
+static void NAME(work_forward_)(void *context, fastrnn_member me)
+{
+    run_t *run = context;
+    step_t s = NAME(begin_)(run, me);
+    for (fastrnn_size done = 0, steps; done < run->T; done += steps) {
+        steps = NAME(next_chunk_)(run, done, run->reverse);
+        const fastrnn_size t = run->reverse ? run->T - done - steps : done, first = run->offsets[t];
+        real *gates = (real *)run->gates + (run->keep ? first * s.AH : 0);
+        if (!s.project_by_step) {
+            NAME(project_)(&s, first, run->offsets[t + steps] - first, gates, me);
+            fastrnn_barrier(me);
+        }
+        for (fastrnn_size step = 0; step < steps; step++) {
+            const fastrnn_size now = run->reverse ? t + steps - 1 - step : t + step;
+            /* a step that nothing is kept of can use the scratch of the one before, hot as it is */
+            const int reuse = s.project_by_step && !run->keep;
+            NAME(step_forward_)(&s, now, reuse ? gates : gates + (run->offsets[now] - first) * s.AH, me);
+        }
+        NAME(poll_)(run, me);
+        if (run->stop)
+            return;
+    }
+    NAME(final_state_)(run, me);
+}
+
+/* ---- backward ------------------------------------------------------------------------------------- */
+
+static void NAME(apply_backward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
+                                  fastrnn_size end)
+{
+    const step_t *s = context;
+    const run_t *run = s->run;
+    const fastrnn_size H = run->H;
+    for (fastrnn_size next; n > 0; row += next, n -= next) { /* rows that have a step before, then the others */
+        const int has_before = row < s->old;
+        const fastrnn_size at = s->first + row, ld_prev = has_before ? run->ldy : run->P;
+        const real *h_prev = (has_before ? s->h_old : s->h_new) + row * ld_prev, *c = 0, *c_prev = 0;
+        next = has_before ? least(n, s->old - row) : n;
+        if (s->shape.has_c) {
+            c = (const real *)run->c_kept + at * H;
+            c_prev = has_before ? (const real *)run->c_kept + (s->first_old + row) * H
+                                : (const real *)run->c + row * H;
+        }
+        cells[run->cell].backward(
+            next, H, unit, end, s->gates + row * s->AH, h_prev, ld_prev, c, c_prev,
+            run->dy && !run->projected ? (const real *)run->dy + at * run->lddy : 0, run->lddy,
+            s->dgates + row * s->AH, (real *)(run->projected ? run->dunit : run->dh) + row * H,
+            run->dc ? (real *)run->dc + row * H : 0, s->units_kept ? s->units_kept + row * H : 0);
+    }
+}
+
+static void NAME(apply_reset_backward_)(const void *context, fastrnn_size row, fastrnn_size n,
+                                        fastrnn_size unit, fastrnn_size end)
+{
+    const step_t *s = context;
+    const run_t *run = s->run;
+    const fastrnn_size H = run->H;
+    for (fastrnn_size next; n > 0; row += next, n -= next) {
+        const int has_before = row < s->old;
+        const fastrnn_size ld_prev = has_before ? run->ldy : H;
+        next = has_before ? least(n, s->old - row) : n;
+        cells[run->cell].reset_backward(next, H, unit, end, s->gates + row * s->AH,
+                                        (has_before ? s->h_old : s->h_new) + row * ld_prev, ld_prev,
+                                        s->units_kept + row * H, s->dgates + row * s->AH,
+                                        (real *)run->dh + row * H);
+    }
+}
+
+/* dh += dy of the projected state, and a copy for dW_hr. */
+static void NAME(apply_upstream_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
+                                  fastrnn_size end)
+{
+    const step_t *s = context;
+    const run_t *run = s->run;
+    for (; n > 0; row++, n--) {
+        real *dh = (real *)run->dh + row * run->P, *kept = s->dh_kept + row * run->P;
+        const real *dy = run->dy ? (const real *)run->dy + (s->first + row) * run->lddy : 0;
+        FOR_UNITS(
+            V sum = v_load(dh + k, m);
+            if (dy)
+                sum += v_load(dy + k, m);
+            v_store(dh + k, m, sum);
+            v_store(kept + k, m, sum););
+    }
+}
+
+/* dh of the step before, from the dgates (n, AH) of one; then, where `rows` of this step want it, `epilogue`. */
+static void NAME(carry_back_)(const step_t *s, const real *dgates, fastrnn_size n, fastrnn_size rows,
+                              epilogue_t epilogue)
+{
+    const run_t *run = s->run;
+    const product_t p = {
+        .K = s->direct,
+        .units = run->P,
+        .blocks = 1,
+        .panels = run->columns_hh,
+        .panel_size = panel_size(s->shape.gates * run->H),
+        .a = dgates,
+        .a_row = s->AH,
+        .a_k = 1,
+        .from = run->projected ? 0 : run->dh,
+        .ld_from = run->P,
+        .to = run->dh,
+        .ld_to = run->P,
+    };
+    const fastrnn_size from = s->rows.from, to = s->rows.to, unit = s->out.from * LANES;
+    const fastrnn_size both = greatest(least(least(n, rows), to), from);
+    run_product(&p, from, both, s->out.from, s->out.to, epilogue, s);
+    run_product(&p, both, least(n, to), s->out.from, s->out.to, 0, 0);
+    if (both < least(rows, to))
+        epilogue(s, both, least(rows, to) - both, unit, least(s->out.to * LANES, run->P));
+}
+
+/* dgates of step t, given those (n, AH) of the step after it if it is in the same chunk, else n = 0. */
+static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, fastrnn_member me)
+{
+    const run_t *run = s->run;
+    const fastrnn_size H = run->H, P = run->P, to = least(s->rows.to, s->n);
+    if (run->projected) {
+        NAME(carry_back_)(s, dgates, n, s->n, NAME(apply_upstream_));
+        NAME(wait_)(s, me);
+        const product_t p = {
+            .K = P,
+            .units = H,
+            .blocks = 1,
+            .panels = run->columns_hr,
+            .panel_size = panel_size(P),
+            .a = run->dh,
+            .a_row = P,
+            .a_k = 1,
+            .to = run->dunit,
+            .ld_to = H,
+        };
+        run_product(&p, s->rows.from, to, s->units.from, s->units.to, NAME(apply_backward_), s);
+    } else {
+        NAME(carry_back_)(s, dgates, n, s->n, NAME(apply_backward_));
+    }
+    if (s->shape.has_reset) {
+        NAME(wait_)(s, me);
+        const product_t p = {
+            .K = H,
+            .units = H,
+            .blocks = 1,
+            .panels = (const real *)run->columns_hh + s->direct * LANES,
+            .panel_size = panel_size(s->shape.gates * H),
+            .a = s->dgates + s->direct,
+            .a_row = s->AH,
+            .a_k = 1,
+            .to = s->units_kept,
+            .ld_to = H,
+        };
+        run_product(&p, s->rows.from, to, s->units.from, s->units.to, NAME(apply_reset_backward_), s);
+    }
+    NAME(wait_)(s, me);
+}
+
+/* Panels of the states that the chunk's rows started from: rows of y as far as they follow each other, so
+ * that a full batch is one copy, and of the initial state. */
+static void NAME(pack_h_prev_)(step_t *s, fastrnn_size t, fastrnn_size steps, fastrnn_size rows, span_t vectors)
+{
+    const run_t *run = s->run;
+    const fastrnn_size first = run->offsets[t];
+    const real *from = 0;
+    fastrnn_size to = 0, count = 0;
+    for (fastrnn_size step = 0; step <= steps; step++) {
+        if (step < steps)
+            NAME(go_to_)(s, t + step);
+        const int follows = step < steps && count && s->old && s->h_old == from + count * run->ldy &&
+                            s->first - first == to + count;
+        if (!follows) {
+            if (count)
+                panels_of_columns(run->P, rows, to, count, from, run->ldy, run->panels_h, vectors.from, vectors.to);
+            from = s->h_old, to = s->first - first, count = 0;
+        }
+        if (step < steps) {
+            count += s->old;
+            if (s->n > s->old)
+                panels_of_columns(run->P, rows, s->first - first + s->old, s->n - s->old, s->h_new + s->old * run->P,
+                             run->P, run->panels_h, vectors.from, vectors.to);
+        }
+    }
+}
+
+/* What a chunk of steps adds to the gradients of the parameters, and its dx. */
+static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps, fastrnn_member me)
+{
+    const run_t *run = s->run;
+    const fastrnn_size H = run->H, P = run->P, I = run->I, AH = s->AH, direct = s->direct;
+    const fastrnn_size direct_x = s->shape.input_blocks * H;
+    const fastrnn_size first = run->offsets[t], rows = run->offsets[t + steps] - first;
+    const real *x = (const real *)run->x + first * I, *dgates = run->dgates;
+    span_t mine = NAME(share_)(me, panel_count(AH), 1);
+    panels_of_columns(AH, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
+    NAME(add_rows_)(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
+    NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, panel_count(P), 1));
+    mine = NAME(share_)(me, panel_count(I), 1);
+    panels_of_columns(I, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
+    mine = NAME(share_)(me, panel_count(H), 1);
+    if (run->panels_units)
+        panels_of_columns(H, rows, 0, rows, run->units, H, run->panels_units, mine.from, mine.to);
+    fastrnn_barrier(me);
+
+    /* Gradients of weights: columns of dgates by columns of what they were multiplied with. */
+    product_t p = {
+        .K = rows,
+        .units = P,
+        .blocks = 1,
+        .panels = run->panels_h,
+        .panel_size = panel_size(rows),
+        .a = run->panels_dgates,
+        .a_row = 1,
+        .a_k = LANES,
+        .a_panel = panel_size(rows),
+        .from = run->dweight_hh,
+        .ld_from = P,
+        .to = run->dweight_hh,
+        .ld_to = P,
+    };
+    mine = NAME(share_)(me, direct, COLUMN_ROWS);
+    run_product(&p, mine.from, mine.to, 0, panel_count(P), 0, 0);
+    if (s->shape.has_reset) {
+        product_t q = p;
+        q.panels = run->panels_units;
+        mine = NAME(share_)(me, H, COLUMN_ROWS);
+        run_product(&q, direct + mine.from, direct + mine.to, 0, panel_count(H), 0, 0);
+    }
+    p.units = I;
+    p.panels = run->panels_x;
+    p.from = p.to = run->dweight_ih;
+    p.ld_from = p.ld_to = I;
+    mine = NAME(share_)(me, direct_x, COLUMN_ROWS);
+    run_product(&p, mine.from, mine.to, 0, panel_count(I), 0, 0);
+    if (s->shape.gates > s->shape.input_blocks) {
+        p.a_first = AH - H;
+        p.from = p.to = (real *)run->dweight_ih + direct_x * I;
+        mine = NAME(share_)(me, H, COLUMN_ROWS);
+        run_product(&p, mine.from, mine.to, 0, panel_count(I), 0, 0);
+    }
+    if (run->projected) {
+        const product_t q = {
+            .K = rows,
+            .units = H,
+            .blocks = 1,
+            .panels = run->panels_units,
+            .panel_size = panel_size(rows),
+            .a = run->dh_kept,
+            .a_row = 1,
+            .a_k = P,
+            .from = run->dweight_hr,
+            .ld_from = H,
+            .to = run->dweight_hr,
+            .ld_to = H,
+        };
+        mine = NAME(share_)(me, P, COLUMN_ROWS);
+        run_product(&q, mine.from, mine.to, 0, panel_count(H), 0, 0);
+    }
+    if (run->dx) {
+        product_t q = {
+            .K = direct_x,
+            .units = I,
+            .blocks = 1,
+            .panels = run->columns_ih,
+            .panel_size = panel_size(s->shape.gates * H),
+            .a = dgates,
+            .a_row = AH,
+            .a_k = 1,
+            .from = run->accumulate_dx ? (real *)run->dx + first * I : 0,
+            .ld_from = I,
+            .to = (real *)run->dx + first * I,
+            .ld_to = I,
+        };
+        mine = NAME(share_)(me, rows, 1);
+        run_product(&q, mine.from, mine.to, 0, panel_count(I), 0, 0);
+        if (s->shape.gates > s->shape.input_blocks) {
+            q.K = H;
+            q.panels += direct_x * LANES;
+            q.a += AH - H;
+            q.from = q.to;
+            run_product(&q, mine.from, mine.to, 0, panel_count(I), 0, 0);
+        }
+    }
+}
+
+static void NAME(work_backward_)(void *context, fastrnn_member me)
+{
+    run_t *run = context;
+    step_t s = NAME(begin_)(run, me);
+    for (fastrnn_size done = 0, steps; done < run->T; done += steps) {
+        steps = NAME(next_chunk_)(run, done, !run->reverse);
+        const fastrnn_size t = run->reverse ? done : run->T - done - steps, first = run->offsets[t];
+        fastrnn_size after = 0; /* rows of the step that came before this one in this loop */
+        s.dgates = 0;
+        for (fastrnn_size step = 0; step < steps; step++) {
+            const fastrnn_size now = run->reverse ? t + step : t + steps - 1 - step;
+            const fastrnn_size at = run->offsets[now] - first;
+            const real *dgates_after = s.dgates;
+            NAME(go_to_)(&s, now);
+            s.gates = (real *)run->gates + s.first * s.AH;
+            s.dgates = (real *)run->dgates + at * s.AH;
+            s.units_kept = run->units ? (real *)run->units + at * run->H : 0;
+            s.dh_kept = run->dh_kept ? (real *)run->dh_kept + at * run->P : 0;
+            NAME(step_backward_)(&s, dgates_after, after, me);
+            after = s.n;
+        }
+        NAME(carry_back_)(&s, s.dgates, after, 0, 0); /* the next chunk takes over from dh */
+        fastrnn_barrier(me);
+        NAME(chunk_products_)(&s, t, steps, me);
+        NAME(poll_)(run, me);
+        if (run->stop)
+            return;
+    }
+}
+
+/* ---- the table's entries -------------------------------------------------------------------------- */
+
+/* Work that is too small to share: waking a thread costs some microseconds, a barrier some tenths. */
+#define SHARED_CALL_FLOPS 2000000
+#define SHARED_STEP_FLOPS 200000
+
+static int NAME(useful_threads_)(const run_t *run)
+{
+    const fastrnn_size G = fastrnn_cell_shapes[run->cell].gates * run->H;
+    const double call = 2.0 * (double)run->offsets[run->T] * (double)G * (double)(run->I + run->P);
+    int threads = run->threads;
+    if (call < SHARED_CALL_FLOPS)
+        return 1;
+    if (run->B < 4 * threads) { /* units are divided */
+        const double step = 2.0 * (double)run->B * (double)G * (double)run->P;
+        while (threads > 1 && (step < SHARED_STEP_FLOPS * (threads - 1) || panel_count(run->H) < 2 * threads))
+            threads--;
+    }
+    return threads;
+}
+
+static int NAME(run_forward_)(fastrnn_run *run)
+{
+    fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_forward_), run);
+    return run->stop;
+}
+
+static int NAME(run_backward_)(fastrnn_run *run)
+{
+    fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_backward_), run);
+    return run->stop;
+}
+
+static fastrnn_size NAME(packed_size_)(int blocks, fastrnn_size units, fastrnn_size K)
+{
+    return blocks * panel_count(units) * panel_size(K);
+}
+
+static void NAME(pack_all_rows_)(int blocks, fastrnn_size units, fastrnn_size K, const real *w, real *panels)
+{
+    panels_of_rows(blocks, units, K, w, K, panels);
+}
+
+static void NAME(pack_all_columns_)(fastrnn_size units, fastrnn_size K, const real *w, real *panels)
+{
+    panels_of_columns(units, K, 0, K, w, units, panels, 0, panel_count(units));
+}
+
+typedef struct {
+    product_t p;
+    fastrnn_size rows;
+} NAME(shared_product_);
+
+static void NAME(work_multiply_)(void *context, fastrnn_member me)
+{
+    const NAME(shared_product_) *shared = context;
+    const fastrnn_member all = {0, 1, 0};
+    const int by_rows = shared->rows >= 8 * me.size;
+    const span_t rows = NAME(share_)(by_rows ? me : all, shared->rows, 1);
+    const span_t vectors = NAME(share_)(by_rows ? all : me, panel_count(shared->p.units), 1);
+    run_product(&shared->p, rows.from, rows.to, vectors.from, vectors.to, 0, 0);
+}
+
+static void NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const real *a, fastrnn_size a_row,
+                                fastrnn_size a_k, const real *panels, real *c, int threads)
+{
+    NAME(shared_product_) shared = {
+        .p = {.K = K, .units = N, .blocks = 1, .panels = panels, .panel_size = panel_size(K), .a = a,
+              .a_row = a_row, .a_k = a_k, .to = c, .ld_to = N},
+        .rows = M,
+    };
+    if (2.0 * (double)M * (double)N * (double)K < SHARED_CALL_FLOPS)
+        threads = 1;
+    fastrnn_parallel(threads, NAME(work_multiply_), &shared);
+}
