@@ -34,6 +34,7 @@ cdef extern from "kernels.h" nogil:
     enum: FASTRNN_CELLS
     enum: FASTRNN_MOST_ISAS
     ctypedef struct fastrnn_cell_shape:
+        const char *name
         int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset
     ctypedef struct Run "fastrnn_run":
         int cell, reverse, keep, projected, accumulate_dx
@@ -186,9 +187,9 @@ def threads():
     return most_threads
 
 
-def cell_shape(int cell):
-    """The `fastrnn_cell_shape` of a cell as a dict."""
-    return fastrnn_cell_shapes[cell]
+def cell_shapes():
+    """The `fastrnn_cell_shape` of every cell as a dict, by the cell's number."""
+    return [dict(fastrnn_cell_shapes[k], name=fastrnn_cell_shapes[k].name.decode()) for k in range(FASTRNN_CELLS)]
 
 
 # --- BLAS, row-major ----------------------------------------------------------------------------------
@@ -548,6 +549,7 @@ cdef class Weights:
     """
 
     cdef readonly int cell
+    cdef readonly Py_ssize_t packings  # how often panels were made
     cdef readonly object weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
     cdef object owner
     cdef bint lent
@@ -651,6 +653,7 @@ cdef class Weights:
                 if w_hr != NULL:
                     table.pack_rows(1, P, H, w_hr, to + ih + hh + rest)
                 self.has_rows = True
+                self.packings += 1
         else:
             ih, hh = table.packed_size(1, I, G), table.packed_size(1, P, G)
             if w_hr != NULL:
@@ -663,6 +666,7 @@ cdef class Weights:
                 if w_hr != NULL:
                     table.pack_columns(H, P, w_hr, to + ih + hh)
                 self.has_columns = True
+                self.packings += 1
         return 0
 
 

@@ -30,9 +30,10 @@ class Cell(NamedTuple):
 
 
 CELLS = {
-    name: Cell(k, shape["gates"], shape["accumulators"], bool(shape["has_c"]), bool(shape["has_reset"]))
-    for k, name in enumerate(("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"))
-    for shape in (_kernels.cell_shape(k),)
+    shape["name"]: Cell(
+        k, shape["gates"], shape["accumulators"], bool(shape["has_c"]), bool(shape["has_reset"])
+    )
+    for k, shape in enumerate(_kernels.cell_shapes())
 }
 
 # Rows of one chunk of BPTT: the depth of the products that make the weight gradients.

@@ -5,39 +5,37 @@
  * that backward wants saved; `da` are the gradients of the pre-activations, in the same order. Names are
  * those of docs/math.md; derivatives take the output of the function they belong to.
  *
- * A cell never looks at H, at memory or at its neighbours: loops.h does.
+ * A cell never looks at H, at memory or at its neighbours: loops.h does. What it has no use for it
+ * leaves alone (c of the cells that have none; h where no projection wants it again).
  */
+#define UNUSED __attribute__((unused))
+#define FORWARD(CELL) INLINE void NAME(CELL##_forward_)(V a[], V *h, UNUSED V *c)
+#define BACKWARD(CELL)                                                                                       \
+    INLINE void NAME(CELL##_backward_)(const V a[], UNUSED V h_prev, UNUSED V c, UNUSED V c_prev, V *dh,     \
+                                       UNUSED V *dc, UNUSED V *h, V da[])
 
 /* Elman's cell: h = f(a), a = W_ih x + b_ih + W_hh h_prev + b_hh  (Elman, 1990) */
-#define rnn_tanh_forward NAME(rnn_tanh_forward_)
-#define rnn_tanh_backward NAME(rnn_tanh_backward_)
-#define rnn_relu_forward NAME(rnn_relu_forward_)
-#define rnn_relu_backward NAME(rnn_relu_backward_)
 
-INLINE void rnn_tanh_forward(V a[], V *h, V *c)
+FORWARD(rnn_tanh)
 {
-    (void)c;
     a[0] = v_tanh(a[0]);
     *h = a[0];
 }
 
-INLINE void rnn_tanh_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+BACKWARD(rnn_tanh)
 {
-    (void)h_prev, (void)c, (void)c_prev, (void)dc, (void)h;
     da[0] = *dh * d_tanh(a[0]);
     *dh = v_set(0);
 }
 
-INLINE void rnn_relu_forward(V a[], V *h, V *c)
+FORWARD(rnn_relu)
 {
-    (void)c;
     a[0] = v_max(v_set(0), a[0]);
     *h = a[0];
 }
 
-INLINE void rnn_relu_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+BACKWARD(rnn_relu)
 {
-    (void)h_prev, (void)c, (void)c_prev, (void)dc, (void)h;
     da[0] = v_real(v_bits(*dh) & (a[0] > 0));
     *dh = v_set(0);
 }
@@ -45,10 +43,8 @@ INLINE void rnn_relu_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc
 /* LSTM (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000)
  *   i, f, o = sigmoid(a_i, a_f, a_o)    g = tanh(a_g)
  *   c = f c_prev + i g                  h = o tanh(c) */
-#define lstm_forward NAME(lstm_forward_)
-#define lstm_backward NAME(lstm_backward_)
 
-INLINE void lstm_forward(V a[], V *h, V *c)
+FORWARD(lstm)
 {
     V i = v_sigmoid(a[0]), f = v_sigmoid(a[1]), g = v_tanh(a[2]), o = v_sigmoid(a[3]);
     *c = v_fma(f, *c, i * g);
@@ -56,9 +52,8 @@ INLINE void lstm_forward(V a[], V *h, V *c)
     a[0] = i, a[1] = f, a[2] = g, a[3] = o;
 }
 
-INLINE void lstm_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+BACKWARD(lstm)
 {
-    (void)h_prev;
     V i = a[0], f = a[1], g = a[2], o = a[3];
     V tanh_c = v_tanh(c); /* recomputed: cheaper than a fifth array in memory */
     *h = o * tanh_c;
@@ -75,20 +70,16 @@ INLINE void lstm_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V 
  *   r, z = sigmoid(a_r, a_z)    n = tanh(a_x + r a_h),  a_x = W_in x + b_in,  a_h = W_hn h_prev + b_hn
  *   h = (1 - z) n + z h_prev
  * accumulators r, z, a_h, a_x; saved r, z, a_h, n */
-#define gru_forward NAME(gru_forward_)
-#define gru_backward NAME(gru_backward_)
 
-INLINE void gru_forward(V a[], V *h, V *c)
+FORWARD(gru)
 {
-    (void)c;
     V r = v_sigmoid(a[0]), z = v_sigmoid(a[1]), n = v_tanh(v_fma(r, a[2], a[3]));
     *h = v_fma(z, *h - n, n);
     a[0] = r, a[1] = z, a[3] = n;
 }
 
-INLINE void gru_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+BACKWARD(gru)
 {
-    (void)c, (void)c_prev, (void)dc, (void)h;
     V r = a[0], z = a[1], a_h = a[2], n = a[3];
     V da_x = *dh * (1 - z) * d_tanh(n);
     da[0] = da_x * a_h * d_sigmoid(r);
@@ -102,29 +93,23 @@ INLINE void gru_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *
  *   r, z = sigmoid(a_r, a_z)    n = tanh(W_in x + b_in + W_hn (r h_prev) + b_hn)
  *   h = (1 - z) n + z h_prev
  * The reset stage runs first, on r, z and h_prev; its product completes a_n. */
-#define gru_reset_before_forward NAME(gru_reset_before_forward_)
-#define gru_reset_before_backward NAME(gru_reset_before_backward_)
-#define gru_reset_stage_forward NAME(gru_reset_stage_forward_)
-#define gru_reset_stage_backward NAME(gru_reset_stage_backward_)
 
-INLINE void gru_reset_stage_forward(V a[], V h_prev, V *rh)
+INLINE void NAME(reset_stage_forward_)(V a[], V h_prev, V *rh)
 {
     a[0] = v_sigmoid(a[0]);
     a[1] = v_sigmoid(a[1]);
     *rh = a[0] * h_prev;
 }
 
-INLINE void gru_reset_before_forward(V a[], V *h, V *c)
+FORWARD(gru_reset_before)
 {
-    (void)c;
     V z = a[1], n = v_tanh(a[2]);
     *h = v_fma(z, *h - n, n);
     a[2] = n;
 }
 
-INLINE void gru_reset_before_backward(const V a[], V h_prev, V c, V c_prev, V *dh, V *dc, V *h, V da[])
+BACKWARD(gru_reset_before)
 {
-    (void)c, (void)c_prev, (void)dc, (void)h;
     V z = a[1], n = a[2];
     da[0] = v_set(0); /* the reset stage fills it in, from the gradient of r*h_prev */
     da[1] = *dh * (h_prev - n) * d_sigmoid(z);
@@ -132,7 +117,7 @@ INLINE void gru_reset_before_backward(const V a[], V h_prev, V c, V c_prev, V *d
     *dh = *dh * z;
 }
 
-INLINE void gru_reset_stage_backward(const V a[], V h_prev, V *drh, V *dh, V da[])
+INLINE void NAME(reset_stage_backward_)(const V a[], V h_prev, V *drh, V *dh, V da[])
 {
     V r = a[0];
     da[0] = *drh * h_prev * d_sigmoid(r);

@@ -9,14 +9,8 @@ extern const fastrnn_isa fastrnn_isa_x86_v3, fastrnn_isa_x86_v4;
 extern const fastrnn_isa fastrnn_isa_neon; /* of every 64-bit ARM processor */
 #endif
 
-const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS] = {
-    /*                            gates  accumulators  input  hidden  has_c  has_reset */
-    [FASTRNN_RNN_TANH] =         {1,     1,            1,     1,      0,     0},
-    [FASTRNN_RNN_RELU] =         {1,     1,            1,     1,      0,     0},
-    [FASTRNN_LSTM] =             {4,     4,            4,     4,      1,     0},
-    [FASTRNN_GRU] =              {3,     4,            2,     3,      0,     0},
-    [FASTRNN_GRU_RESET_BEFORE] = {3,     3,            3,     2,      0,     1},
-};
+#define SHAPE(NAME, ...) {#NAME, __VA_ARGS__},
+const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(SHAPE)};
 
 int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
 {

@@ -18,24 +18,31 @@
 
 typedef ptrdiff_t fastrnn_size; /* Py_ssize_t, without Python.h */
 
-enum { FASTRNN_RNN_TANH, FASTRNN_RNN_RELU, FASTRNN_LSTM, FASTRNN_GRU, FASTRNN_GRU_RESET_BEFORE, FASTRNN_CELLS };
-
-/* How the products of a cell meet its accumulators. The columns of gates are A blocks of H.
+/* The cells; their equations are in cells.h. X(name, gates, accumulators, input, hidden, has_c, has_reset)
  *
- *   input blocks  0 .. input_blocks-1 of W_ih feed accumulators of the same number; a further
- *                 block (GRU's n) feeds the last accumulator, so that it stays apart from W_hn h
- *   hidden blocks 0 .. hidden_blocks-1 of W_hh multiply h_prev; a further block (the other GRU's n)
- *                 multiplies r*h_prev, which is why that cell has a reset stage
- */
+ * How the products of a cell meet its accumulators (the columns of gates are A blocks of H):
+ *   input blocks  0 .. input-1 of W_ih feed accumulators of the same number; a further block (GRU's n)
+ *                 feeds the last accumulator, so that it stays apart from W_hn h
+ *   hidden blocks 0 .. hidden-1 of W_hh multiply h_prev; a further block (the other GRU's n) multiplies
+ *                 r*h_prev, which is why that cell has a reset stage: two products a step */
+#define FASTRNN_CELL_LIST(X)                                                                                 \
+    X(rnn_tanh, 1, 1, 1, 1, 0, 0)                                                                            \
+    X(rnn_relu, 1, 1, 1, 1, 0, 0)                                                                            \
+    X(lstm, 4, 4, 4, 4, 1, 0)                                                                                \
+    X(gru, 3, 4, 2, 3, 0, 0)                                                                                 \
+    X(gru_reset_before, 3, 3, 3, 2, 0, 1)
+
 typedef struct {
-    int gates;         /* G/H: blocks of the weight matrices */
-    int accumulators;  /* A */
-    int input_blocks;
-    int hidden_blocks;
-    int has_c;         /* the LSTM's second state */
-    int has_reset;     /* two products a step, with the reset stage between them */
+    const char *name;
+    int gates;        /* G/H: blocks of the weight matrices */
+    int accumulators; /* A */
+    int input_blocks, hidden_blocks;
+    int has_c; /* the LSTM's second state */
+    int has_reset;
 } fastrnn_cell_shape;
 
+#define FASTRNN_NUMBER_CELL(NAME, ...) fastrnn_cell_##NAME,
+enum { FASTRNN_CELL_LIST(FASTRNN_NUMBER_CELL) FASTRNN_CELLS };
 extern const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS];
 
 /* One layer in one direction, forward or back. All pointers are to the run's real type.

@@ -76,29 +76,25 @@
         }                                                                                                    \
     }
 
-#define DEFINE_CELL(CELL, A, HAS_C) DEFINE_FORWARD(CELL, A, HAS_C) DEFINE_BACKWARD(CELL, A, HAS_C)
+#define DEFINE_CELL(CELL, GATES, A, INPUT, HIDDEN, HAS_C, HAS_RESET)                                         \
+    DEFINE_FORWARD(CELL, A, HAS_C) DEFINE_BACKWARD(CELL, A, HAS_C)
+FASTRNN_CELL_LIST(DEFINE_CELL)
 
-DEFINE_CELL(rnn_tanh, 1, 0)
-DEFINE_CELL(rnn_relu, 1, 0)
-DEFINE_CELL(lstm, 4, 1)
-DEFINE_CELL(gru, 4, 0)
-DEFINE_CELL(gru_reset_before, 3, 0)
-
-static void NAME(gru_reset_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
+static void NAME(reset_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
                                           real *gates, const real *h_prev, fastrnn_size ld_prev, real *rh)
 {
     for (fastrnn_size row = 0; row < n; row++) {
         real *r = gates + row * 3 * H, *z = r + H;
         FOR_UNITS(
             V a[2] = {v_load(r + k, m), v_load(z + k, m)}; V rh_k;
-            gru_reset_stage_forward(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
+            NAME(reset_stage_forward_)(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
             v_store(r + k, m, a[0]);
             v_store(z + k, m, a[1]);
             v_store(rh + row * H + k, m, rh_k););
     }
 }
 
-static void NAME(gru_reset_backward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
+static void NAME(reset_backward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
                                            const real *gates, const real *h_prev, fastrnn_size ld_prev,
                                            real *drh, real *dgates, real *dh)
 {
@@ -107,7 +103,7 @@ static void NAME(gru_reset_backward_rows_)(fastrnn_size n, fastrnn_size H, fastr
         FOR_UNITS(
             V a[1] = {v_load(gates + 3 * at + k, m)}; V da[1];
             V drh_k = v_load(drh + at + k, m); V dh_k = v_load(dh + at + k, m);
-            gru_reset_stage_backward(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
+            NAME(reset_stage_backward_)(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
             v_store(dgates + 3 * at + k, m, da[0]);
             v_store(drh + at + k, m, drh_k);
             v_store(dh + at + k, m, dh_k););
@@ -141,13 +137,9 @@ static void NAME(add_rows_)(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, 
 DEFINE_ACTIVATION(tanh)
 DEFINE_ACTIVATION(sigmoid)
 
-#define CELL_ROWS(CELL) NAME(CELL##_forward_rows_), NAME(CELL##_backward_rows_)
-
-static const NAME(fastrnn_cell_) NAME(cells_)[FASTRNN_CELLS] = {
-    [FASTRNN_RNN_TANH] = {CELL_ROWS(rnn_tanh), 0, 0},
-    [FASTRNN_RNN_RELU] = {CELL_ROWS(rnn_relu), 0, 0},
-    [FASTRNN_LSTM] = {CELL_ROWS(lstm), 0, 0},
-    [FASTRNN_GRU] = {CELL_ROWS(gru), 0, 0},
-    [FASTRNN_GRU_RESET_BEFORE] = {CELL_ROWS(gru_reset_before), NAME(gru_reset_forward_rows_),
-                                  NAME(gru_reset_backward_rows_)},
-};
+#define RESET_ROWS_0(F) 0
+#define RESET_ROWS_1(F) NAME(F)
+#define CELL_ENTRY(CELL, GATES, A, INPUT, HIDDEN, HAS_C, HAS_RESET)                                          \
+    {NAME(CELL##_forward_rows_), NAME(CELL##_backward_rows_), RESET_ROWS_##HAS_RESET(reset_forward_rows_),   \
+     RESET_ROWS_##HAS_RESET(reset_backward_rows_)},
+static const NAME(fastrnn_cell_) NAME(cells_)[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_ENTRY)};
