@@ -62,7 +62,6 @@ def backward(
     accumulate_dx: bool,
     dweights: tuple[Array, Array, Array | None],
     dbias: Array,
-    scratch: tuple[Array | None, ...],
     chunk: int,
 ) -> None: ...
 def forward_rows(B: int, AH: int, itemsize: int) -> int: ...

@@ -703,45 +703,59 @@ def forward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept, 
 
 
 def backward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept, dy, dstate, dx,
-             bint accumulate_dx, dweights, dbias, scratch, Py_ssize_t chunk):
+             bint accumulate_dx, dweights, dbias, Py_ssize_t chunk):
     """BPTT of one layer and direction.
 
     `dstate` = (dh, dc or None) is updated from the final to the initial state's gradient; `dweights` =
-    (dweight_ih, dweight_hh, dweight_hr or None) and `dbias` (AH,) are added to; `scratch` holds the
-    arrays dgates, units, dh_kept, dunit (None where a cell has no use for it).
+    (dweight_ih, dweight_hh, dweight_hr or None) and `dbias` (AH,) are added to.
     """
     cdef Run a
-    cdef bint single = x.dtype == np.float32
-    cdef Memory panels = Memory()
-    cdef Py_ssize_t sizes[4]
-    cdef Py_ssize_t AH, k, total = 0
-    cdef size_t item = cnp.PyArray_ITEMSIZE(x)
-    cdef char *at
+    cdef bint single = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32
+    cdef fastrnn_cell_shape shape
+    cdef Memory memory = Memory()
+    cdef size_t sizes[8]  # numbers in each scratch array
+    cdef char *at[8]
+    cdef size_t item = cnp.PyArray_ITEMSIZE(x), total = 0
+    cdef Py_ssize_t AH, H
+    cdef bint has_units
+    cdef int k
     fill(&a, weights, reverse, offsets, x, state[0], state[1], y)
     weights.attach(&a, True)
+    shape = fastrnn_cell_shapes[a.cell]
     a.gates, a.c_kept, a.bias = data(gates), data(c_kept), data(dbias)
     a.chunk, a.accumulate_dx = chunk, accumulate_dx
-    a.lddy = 0 if dy is None else dy.strides[0] // dy.itemsize
+    a.lddy = 0 if dy is None else cnp.PyArray_STRIDE(dy, 0) // cnp.PyArray_ITEMSIZE(dy)
     a.dy, a.dh, a.dc, a.dx = data(dy), data(dstate[0]), data(dstate[1]), data(dx)
     a.dweight_ih, a.dweight_hh, a.dweight_hr = data(dweights[0]), data(dweights[1]), data(dweights[2])
-    a.dgates, a.units, a.dh_kept, a.dunit = data(scratch[0]), data(scratch[1]), data(scratch[2]), data(scratch[3])
-    AH = fastrnn_cell_shapes[a.cell].accumulators * a.H
+    H, AH, has_units = a.H, shape.accumulators * a.H, a.projected or shape.has_reset
+    sizes[0] = chunk * AH
+    sizes[1] = chunk * H if has_units else 0
+    sizes[2] = chunk * a.P if a.projected else 0
+    sizes[3] = a.B * H if a.projected else 0
     if fused:
-        for k, columns in enumerate((AH, a.P, a.I, a.H if a.units != NULL else 0)):
-            sizes[k] = (isa.f32.packed_size(1, columns, chunk) if single
-                        else isa.f64.packed_size(1, columns, chunk))
-            total += sizes[k]
-        at = <char *>panels.reserve(total * item)
-        a.panels_dgates, a.panels_h = at, at + sizes[0] * item
-        a.panels_x = at + (sizes[0] + sizes[1]) * item
-        if a.units != NULL:
-            a.panels_units = at + (sizes[0] + sizes[1] + sizes[2]) * item
+        sizes[4], sizes[5] = packed_size(single, AH, chunk), packed_size(single, a.P, chunk)
+        sizes[6], sizes[7] = packed_size(single, a.I, chunk), packed_size(single, H, chunk) if has_units else 0
     else:
-        total = chunk * a.P + a.B * a.H
-        at = <char *>panels.reserve(total * item)
-        a.h_prev, a.c_prev = at, at + chunk * a.P * item
+        sizes[4], sizes[5], sizes[6], sizes[7] = chunk * a.P, a.B * H, 0, 0
+    for k in range(8):
+        sizes[k] = (sizes[k] * item + 63) & ~<size_t>63
+        total += sizes[k]
+    memory.reserve(total)
+    total = 0
+    for k in range(8):
+        at[k] = <char *>memory.start + total if sizes[k] else NULL
+        total += sizes[k]
+    a.dgates, a.units, a.dh_kept, a.dunit = at[0], at[1], at[2], at[3]
+    if fused:
+        a.panels_dgates, a.panels_h, a.panels_x, a.panels_units = at[4], at[5], at[6], at[7]
+    else:
+        a.h_prev, a.c_prev = at[4], at[5]
     with nogil:
         run_backward(&a, single)
+
+
+cdef inline size_t packed_size(bint single, Py_ssize_t columns, Py_ssize_t rows) noexcept:
+    return isa.f32.packed_size(1, columns, rows) if single else isa.f64.packed_size(1, columns, rows)
 
 
 # Bytes of projected gates that inference keeps, and rows of them at least: enough for a product at its full
@@ -796,7 +810,7 @@ cdef class Stack:
         cdef Py_ssize_t rows = max(B, FORWARD_ROWS, FORWARD_BYTES // (self.AH * self.itemsize))
         cdef Py_ssize_t layers = self.count // self.directions
         cdef size_t gates = min(rows, N) * self.AH, between = N * width if layers > 1 else 0
-        cdef size_t item = self.itemsize, size = (gates + self.AH + B * self.H + 2 * between) * item
+        cdef size_t item = self.itemsize, size = (gates + self.AH + B * self.H + between) * item
         cdef Py_ssize_t *steps = <Py_ssize_t *>malloc(size + (T + 1) * sizeof(Py_ssize_t))
         cdef char *scratch = <char *>(steps + T + 1)
         cdef char *inner = scratch + (gates + self.AH + B * self.H) * item
@@ -824,10 +838,11 @@ cdef class Stack:
                 a.reverse = k - layer * self.directions
                 a.cell, a.projected = weights.cell, weights.weight_hr is not None
                 a.I = width if layer else self.I
-                below = inner + (layer + 1) % 2 * between * item
-                above = inner + layer % 2 * between * item
-                a.x = <const void *>below if layer else x_data
-                a.y = (above if layer + 1 < layers else y_data) + a.reverse * self.P * item
+                # y and one more array take turns, so that the top layer writes y
+                above = inner if (layers - layer) % 2 == 0 else y_data
+                below = y_data if above == inner else inner
+                a.x = below if layer else x_data
+                a.y = above + a.reverse * self.P * item
                 a.h = h_data + k * B * self.P * item
                 a.c = NULL if c_data == NULL else c_data + k * B * self.H * item
                 weights.attach(&a, False)

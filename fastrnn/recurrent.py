@@ -87,11 +87,19 @@ class Recurrent(Layer):
         bound = 1.0 / np.sqrt(self.hidden_size)
         for name, shape in self._shapes():
             self._parameters[name] = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
-        #: The same arrays, as the kernels take them; layer-major.
-        self._weights = [
-            self._weights_of(layer, direction)
+        #: Field of `Weights` -> parameter name, and the same arrays as the kernels take them; layer-major.
+        self._fields = [
+            self._names(layer, direction)
             for layer in range(self.num_layers)
             for direction in range(self.num_directions)
+        ]
+        self._weights = [
+            Weights(
+                self._cell.number,
+                **{field: self._parameters[name] for field, name in names.items()},
+                owner=self._parameters,
+            )
+            for names in self._fields
         ]
         self._stack = Stack(self._weights, self.num_directions)
 
@@ -131,11 +139,6 @@ class Recurrent(Layer):
             for direction in range(self.num_directions):
                 result += [(name, shapes[field]) for field, name in self._names(layer, direction).items()]
         return result
-
-    def _weights_of(self, layer: int, direction: int) -> Weights:
-        names = self._names(layer, direction)
-        arrays = {field: self._parameters[name] for field, name in names.items()}
-        return Weights(self._cell.number, **arrays, owner=self._parameters)
 
     def _lend(self) -> None:
         for weights in self._weights:
@@ -270,6 +273,9 @@ class Recurrent(Layer):
     def _accept_state(self, owner: str, name: str, state: State, B: int, batched: bool) -> State:
         """h (L*D, B, P), or (h, c) with c (L*D, B, H), of the layer's dtype; zeros for what is None."""
         count, middle = self.num_layers * self.num_directions, (B,) if batched else ()
+        if state is None:
+            h = np.zeros((count, B, self._width), self.dtype)
+            return (h, np.zeros((count, B, self.hidden_size), self.dtype)) if self._cell.has_c else h
         letters = "(L*D, B, {})" if batched else "(L*D, {})"
         shapes = [(count, *middle, self._width)]
         if self._cell.has_c:
@@ -350,7 +356,7 @@ class Recurrent(Layer):
                 columns = None if d is None else d[:, direction * P : (direction + 1) * P]
                 live = (dh[k], None if dc is None else dc[k])
                 grads = sequence.backward(tape.directions[k], columns, live, dx, accumulate_dx=direction == 1)
-                parameters |= {name: grads[field] for field, name in self._names(layer, direction).items()}
+                parameters |= {name: grads[field] for field, name in self._fields[k].items()}
             d = self._drop(dx, tape.masks[layer])
         assert d is not None
         dh = packing.unsort(dh)

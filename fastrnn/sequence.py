@@ -168,35 +168,27 @@ def backward(
     """
     cell, weights, packing = tape.cell, tape.weights, tape.packing
     dtype, N = tape.x.dtype, packing.rows
-    B, P = tape.state[0].shape
-    H = weights.weight_ih.shape[0] // cell.gates
+    GH = weights.weight_ih.shape[0]
+    H = GH // cell.gates
     AH = cell.accumulators * H
-    rows = min(N, max(B, BACKWARD_ROWS))
-    projected = weights.weight_hr is not None
-
-    def scratch(*shape: int, needed: bool = True) -> Array | None:
-        return np.empty(shape, dtype) if needed else None
-
-    buffers = (
-        scratch(rows, AH),
-        scratch(rows, H, needed=projected or cell.has_reset),
-        scratch(rows, P, needed=projected),
-        scratch(B, H, needed=projected),
-    )
-    gradients: dict[str, Array] = {name: np.zeros_like(value) for name, value in weights.named.items()}
+    dweight_ih, dweight_hh = (np.zeros(w.shape, dtype) for w in (weights.weight_ih, weights.weight_hh))
+    dweight_hr = None if weights.weight_hr is None else np.zeros(weights.weight_hr.shape, dtype)
     dbias = np.zeros(AH, dtype)
     if N:
-        dweights = (gradients["weight_ih"], gradients["weight_hh"], gradients.get("weight_hr"))
+        rows = min(N, max(packing.B, BACKWARD_ROWS))
         _kernels.backward(
             weights, tape.reverse, packing.offsets, tape.x, tape.state, tape.y, tape.gates, tape.c, dy,
-            dstate, dx, accumulate_dx, dweights, dbias, buffers, rows,
+            dstate, dx, accumulate_dx, (dweight_ih, dweight_hh, dweight_hr), dbias, rows,
         )  # fmt: skip
-    if weights.bias_hh is not None:
-        gradients["bias_hh"][:] = dbias[: cell.gates * H]
+    gradients = {"weight_ih": dweight_ih, "weight_hh": dweight_hh}
     if weights.bias_ih is not None:
         # A cell with one accumulator too many keeps the input's part of its last gate there.
-        last = dbias[AH - H :]
-        gradients["bias_ih"][:] = np.concatenate([dbias[: (cell.gates - 1) * H], last])
+        own = dbias[:GH].copy() if AH == GH else np.concatenate([dbias[: GH - H], dbias[AH - H :]])
+        gradients["bias_ih"] = own
+    if weights.bias_hh is not None:
+        gradients["bias_hh"] = dbias[:GH].copy()
+    if dweight_hr is not None:
+        gradients["weight_hr"] = dweight_hr
     return gradients
 
 
