@@ -420,7 +420,7 @@ def _is_same_file(a: str, b: str) -> bool:
 
 
 def _set_threads(threads: int | None, default: int | None) -> None:
-    """What --threads says, or the environment, or `default`; None leaves it to BLAS."""
+    """What --threads says, or the environment, or `default`; None leaves the setting alone."""
     from .settings import set_num_threads
 
     if threads is None and "FASTRNN_NUM_THREADS" not in os.environ:

@@ -294,8 +294,8 @@ class Sequential(Layer):
             Write it also after so many updates (int) or so much time (`datetime.timedelta`).
         resume
             Go on from the checkpoint if there is one, else from the beginning. Model, data and options must
-            be those of the first call; the weights then have the same bits as without the stop,
-            provided that BLAS gives the same bits again (one thread, same machine).
+            be those of the first call; the weights then have the same bits as without the stop (with
+            the engine `blas`: provided that BLAS gives the same bits again).
 
         Returns
         -------

@@ -186,10 +186,13 @@ class Recurrent(Layer):
         """As a call, with dropout, and the tape that `backward` needs.
 
         The tape refers to x (unless it had to be cast or copied) and to the parameters: change neither
-        before backward has run (y is read-only where the tape refers to it). Beside x and y the tape
-        keeps, per layer and direction and row-step: RNN nothing (H if bidirectional), LSTM 5*H, GRU 4*H
-        numbers (3*H with the reset before); and the outputs of all layers below the top, with a byte for
-        each number of them where there is dropout.
+        before backward has run (y is read-only where the tape refers to it).
+
+        Memory: beside x and y, the tape keeps ``N * k * H`` numbers for each layer and direction, N the sum
+        of all lengths (T*B without), k = 5 for an LSTM, 4 for a GRU (3 with the reset before), 0 for an RNN
+        (1 if bidirectional); the outputs of all layers below the top; and with dropout, a byte for each
+        number of those. `backward` itself works in chunks of at most ``R = max(B, 512)`` row-steps and
+        needs about ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1, whatever T is.
         """
         x, state, lengths, batched = self._accept(x, state, lengths)
         y, state, tape = self._forward(x, state, lengths)
