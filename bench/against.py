@@ -1,213 +1,130 @@
 """fastrnn beside other libraries on the same problems: GFLOP/s of each, and the ratio to the best.
 
-    python bench/against.py --threads 1 --json results.json
+    python bench/against.py --table main --limits --json results.json
+    python bench/against.py --table odd --isa x86_v3 --markdown
+    python bench/against.py --libraries fastrnn,tensorflow --python tensorflow=OTHER/bin/python
 
-Every library lives in one process of its own, started once, pinned to the same cores and given the
-same number of threads. For each case every process first computes it once and has to agree with
+Every library lives in one process of its own (worker.py), started once, pinned to the same cores and given
+the same number of threads. For each case every process first computes it once and has to agree with
 `fastrnn.reference` in float64. Then they take turns: in each round each library in turn calls its
 function for some milliseconds while the others wait, and its best call of all rounds counts. So what
-else happens on the machine meets all of them alike, and none sees another's threads.
+else happens on the machine meets all of them alike, and none sees another's threads. Each case is told on
+stderr as it ends; the tables come when all have ended, or after Ctrl-C.
+
+`--limits` adds the share of the machine's limit that fastrnn reaches: the time that one core would need at
+the least, by peak.py, over the time of fastrnn::
+
+    forward   P + T max(R, W)
+    training  3 P + T (2 max(R, W) + R)
+
+    P = 2 T B G I / peak            the products with weight_ih
+    R = 2 B G H / peak              one step's product with weight_hh
+    W = bytes / bandwidth(bytes)    reading weight_hh once: bytes = 4 G H, or 8 G H in float64
+
+The products of all steps with weight_ih can be one, so they run at the peak. A step cannot begin before the
+last has ended, so each multiplies with weight_hh, and reads it from the cache, or memory, that holds so much.
+Training multiplies by each matrix three times as often: twice a step, and once for all steps together.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import multiprocessing
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import peak
+import worker
 from peers import LIBRARIES, Reference
-from shapes import GATES, MODES, SHAPES, Array, Arrays, Case, Shape
-
-OURS = "fastrnn"
-
-#: Largest difference from the reference, relative to the largest magnitude of an array.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+from results import Result, grouped, number, summary, table
+from shapes import GATES, MODES, TABLES, Arrays, Case, Shape
 
 #: Seconds between turns when there are threads: time for a library's workers to stop spinning.
 PAUSE = 0.02
 
-
-# ---- in a library's process -----------------------------------------------------------------------
-
-
-class Failure(NamedTuple):
-    """What comes back over the pipe instead of an answer."""
-
-    reason: str
-
-
-class Worker:
-    """Answers the driver's commands, which are the names of its public methods."""
-
-    def __init__(self, name: str, threads: int, cores: Sequence[int]) -> None:
-        self._library = LIBRARIES[name](threads)
-        self._cores = cores
-
-    def version(self) -> str:
-        return self._library.version()
-
-    def prepare(self, case: Case, arrays: Arrays, expected: dict[str, Arrays]) -> dict[str, str | None]:
-        """Build and check one case; for each mode that the library has: what is wrong, or None."""
-        library = self._library
-        modes = [mode for mode in expected if library.supports(mode, case.dtype)]
-        if modes:
-            library.prepare(case, arrays)
-        results = {mode: library.read(mode, getattr(library, mode)()) for mode in modes}
-        return {mode: mismatch(results[mode], expected[mode], TOLERANCE[case.dtype]) for mode in modes}
-
-    def time(self, mode: str, seconds: float) -> float:
-        """The best time of one call, in seconds, of as many as fit in `seconds`, at least two."""
-        pin(self._cores)  # also the threads that a library has started and placed itself
-        call = getattr(self._library, mode)
-        gc.collect()
-        gc.disable()
-        try:
-            return best_time(call, seconds)
-        finally:
-            gc.enable()
-
-
-def best_time(call: Callable[[], Any], seconds: float) -> float:
-    """The shortest call, in seconds; the first is not counted: its caches are the last one's."""
-    call()
-    best = sys.maxsize
-    end = time.perf_counter_ns() + int(seconds * 1e9)
-    while True:
-        start = time.perf_counter_ns()
-        call()
-        stop = time.perf_counter_ns()
-        best = min(best, stop - start)
-        if stop >= end:
-            return best * 1e-9
-
-
-def mismatch(result: Arrays, expected: Arrays, tolerance: float) -> str | None:
-    """Which array is missing or differs most from what is expected, or None if all is well."""
-    if result.keys() != expected.keys():
-        return f"gives {sorted(result)}, expected {sorted(expected)}"
-    errors = {name: relative_error(result[name], value) for name, value in expected.items()}
-    # NaN compares false with everything, so ask for what is right.
-    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
-    return ", ".join(f"{name} is wrong by {error:.1e}" for name, error in wrong.items()) or None
-
-
-def relative_error(value: Array, expected: Array) -> float:
-    if value.shape != expected.shape:
-        return math.inf
-    return float(np.max(np.abs(value - expected)) / np.max(np.abs(expected)))
-
-
-def serve(pipe: Connection, name: str, threads: int, cores: Sequence[int]) -> None:
-    """The life of a worker process: commands in, answers or failures out, until the pipe closes."""
-    worker: Worker | None = None
-    while True:
-        try:
-            command, *arguments = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            worker = worker or Worker(name, threads, cores)
-            answer = getattr(worker, command)(*arguments)
-        except KeyboardInterrupt:
-            return
-        except Exception as error:  # of whatever library: it is reported, and the others go on
-            answer = Failure(f"{type(error).__name__}: {error}".splitlines()[0])
-        pipe.send(answer)
+#: With FASTRNN_ISA=x86_v3, what holds the others to AVX2 and FMA as well.
+AVX2 = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+}
+AVX2_XLA = "--xla_cpu_max_isa=AVX2"
+AVX2_REMARKS = (
+    "torch, jax and tensorflow are held to AVX2, and openvino in its oneDNN; "
+    "onnxruntime cannot be: it goes by cpuid"
+)
 
 
 # ---- in the driver --------------------------------------------------------------------------------
 
 
-class Remote:
-    """The driver's end of one worker process."""
+class Failure(NamedTuple):
+    """What comes from a worker instead of an answer."""
 
-    def __init__(self, name: str, threads: int, cores: Sequence[int]) -> None:
+    reason: str
+
+
+class Remote:
+    """The driver's end of one worker process, run by `python`."""
+
+    def __init__(self, name: str, python: str, threads: int, cores: Sequence[int]) -> None:
         self.name = name
-        # Spawned, not forked: what one library leaves in a process must not reach another.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, name, threads, cores), daemon=True)
-        self._process.start()
+        # A new process of an interpreter, not a fork: what one library leaves must not reach another.
+        self._pipe, theirs = multiprocessing.Pipe()
+        descriptor = theirs.fileno()
+        listed_cores = ",".join(map(str, cores))
+        command = [python, str(worker.__file__), str(descriptor), name, str(threads), listed_cores]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[descriptor])
         theirs.close()
 
     def ask(self, command: str, *arguments: Any) -> Any:
         """The worker's answer; a Failure also if its process has died."""
         try:
             self._pipe.send((command, *arguments))
-            return self._pipe.recv()
+            answer, reason = self._pipe.recv()
         except (EOFError, OSError):
-            self._process.join(5)
-            return Failure(f"process died with exit code {self._process.exitcode}")
+            return Failure(f"process died with exit code {self._process.wait(5)}")
+        return answer if reason is None else Failure(reason)
 
     def close(self) -> None:
         self._pipe.close()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
-@dataclass
-class Result:
-    """The best times of one case in one mode, and why some libraries have none."""
+class Timing(NamedTuple):
+    """How long each case and mode is measured: `rounds` turns of each library, and at least `seconds`."""
 
-    case: Case
-    mode: str
-    seconds: dict[str, float] = field(default_factory=dict)
-    excluded: dict[str, str] = field(default_factory=dict)
-
-    def gflops(self, library: str) -> float | None:
-        seconds = self.seconds.get(library)
-        return seconds and self.case.flops(self.mode) / seconds * 1e-9
-
-    def best_peer(self) -> str | None:
-        peers = {name: time for name, time in self.seconds.items() if name not in (OURS, Reference.name)}
-        return min(peers, key=peers.__getitem__, default=None)
-
-    def ratio(self) -> float | None:
-        """Time of the fastest peer / our time: above 1, we are ahead."""
-        peer = self.best_peer()
-        return self.seconds[peer] / self.seconds[OURS] if peer and OURS in self.seconds else None
-
-    def record(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return {
-            "cell": self.case.cell,
-            "mode": self.mode,
-            "dtype": self.case.dtype,
-            **self.case.shape._asdict(),
-            "flops": self.case.flops(self.mode),
-            "seconds": self.seconds,
-            "gflops": {name: self.gflops(name) for name in self.seconds},
-            "best_peer": self.best_peer(),
-            "ratio": self.ratio(),
-            "excluded": self.excluded,
-        }
+    rounds: int
+    seconds: float
+    turn: float
+    pause: float
 
 
-def compare(
-    remotes: Sequence[Remote], case: Case, modes: Sequence[str], rounds: int, turn: float, pause: float
-) -> list[Result]:
+def compare(remotes: Sequence[Remote], case: Case, modes: Sequence[str], timing: Timing) -> list[Result]:
     """Prepare, check and time one case in every process."""
     arrays = case.problem()
-    expected = expected_results(case, arrays, modes)
+    packed = worker.pack(arrays)
+    expected = {mode: worker.pack(value) for mode, value in expected_results(case, arrays, modes).items()}
     results = [Result(case, mode) for mode in modes]
     ready: dict[str, list[Remote]] = {mode: [] for mode in modes}
     for remote in remotes:
-        faults = remote.ask("prepare", case, arrays, expected)
+        faults = remote.ask("prepare", case, packed, expected)
         for result in results:
             if isinstance(faults, Failure):
                 result.excluded[remote.name] = faults.reason
@@ -218,7 +135,7 @@ def compare(
             else:
                 result.excluded[remote.name] = faults[result.mode]
     for result in results:
-        take_turns(result, ready[result.mode], rounds, turn, pause)
+        take_turns(result, ready[result.mode], timing)
     return results
 
 
@@ -231,13 +148,15 @@ def expected_results(case: Case, arrays: Arrays, modes: Sequence[str]) -> dict[s
     return {mode: reference.read(mode, getattr(reference, mode)()) for mode in modes}
 
 
-def take_turns(result: Result, remotes: Sequence[Remote], rounds: int, turn: float, pause: float) -> None:
+def take_turns(result: Result, remotes: Sequence[Remote], timing: Timing) -> None:
     """Every library once a round, each round begun by another; only one works at a time."""
     remotes = list(remotes)
-    for _ in range(rounds):
+    rounds, end = 0, time.perf_counter() + timing.seconds
+    while remotes and (rounds < timing.rounds or time.perf_counter() < end):
+        rounds += 1
         for remote in list(remotes):
-            answer = remote.ask("time", result.mode, turn)
-            time.sleep(pause)
+            answer = remote.ask("time", result.mode, timing.turn)
+            time.sleep(timing.pause)
             if isinstance(answer, Failure):
                 remotes.remove(remote)
                 result.seconds.pop(remote.name, None)
@@ -249,18 +168,14 @@ def take_turns(result: Result, remotes: Sequence[Remote], rounds: int, turn: flo
 
 @contextmanager
 def start(
-    names: Sequence[str], threads: int, cores: Sequence[int]
+    options: argparse.Namespace,
 ) -> Iterator[tuple[list[Remote], dict[str, str], dict[str, str]]]:
     """The processes of the libraries that work here; versions; and why the others do not."""
-    limit_threads(threads)
-    pin(cores)  # the workers inherit it, before they import anything that counts cores
     remotes, versions, absent = [], {}, {}
     try:
-        for name in names:
-            if missing := LIBRARIES[name].missing():
-                absent[name] = f"{' and '.join(missing)} not installed"
-                continue
-            remotes.append(Remote(name, threads, cores))
+        for name in options.libraries:
+            python = options.python.get(name, sys.executable)
+            remotes.append(Remote(name, python, options.threads, options.cores))
             answer = remotes[-1].ask("version")
             if isinstance(answer, Failure):
                 absent[name] = answer.reason
@@ -276,31 +191,26 @@ def start(
 # ---- the machine ----------------------------------------------------------------------------------
 
 
-def limit_threads(threads: int) -> None:
-    """Tell every thread pool that reads the environment, in the processes to come."""
+def set_environment(threads: int, isa: str | None) -> None:
+    """What every thread pool and every choice of kernels reads, in this process and those to come."""
     for name in ("OMP", "OPENBLAS", "MKL", "FASTRNN"):
         os.environ[f"{name}_NUM_THREADS"] = str(threads)
     os.environ["NPROC"] = str(threads)  # the size of XLA's pool
-    if threads == 1:
-        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    xla = ["--xla_cpu_multi_thread_eigen=false"] if threads == 1 else []
+    if isa:
+        os.environ["FASTRNN_ISA"] = isa
+    if isa == "x86_v3":
+        os.environ.update(AVX2)
+        xla.append(AVX2_XLA)
+    if xla:
+        os.environ["XLA_FLAGS"] = " ".join(xla)
 
 
 def allowed_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def pin(cores: Iterable[int]) -> None:
-    """Put every thread of this process on `cores`, where the system can do that."""
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    for thread in os.listdir("/proc/self/task"):
-        try:
-            os.sched_setaffinity(int(thread), cores)
-        except ProcessLookupError:  # it has ended meanwhile
-            continue
 
 
 def describe_cpu() -> str:
@@ -321,38 +231,7 @@ def describe_cpu() -> str:
     return f"{model}; {os.cpu_count()} cores; {' '.join(vectors)}"
 
 
-# ---- what is printed ------------------------------------------------------------------------------
-
-
-def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """None if any is missing: means over different shapes must not stand side by side."""
-    logarithms = [None if value is None else math.log(value) for value in values]
-    present = [value for value in logarithms if value is not None]
-    return math.exp(sum(present) / len(present)) if present and present == logarithms else None
-
-
-def table(results: Sequence[Result], libraries: Sequence[str]) -> str:
-    """The results of one cell and mode: a row for each shape and one of geometric means."""
-
-    def cell(value: float | None, digits: int = 1) -> str:
-        return "—" if value is None else f"{value:.{digits}f}"
-
-    case, mode = results[0].case, results[0].mode
-    rows = [["", *libraries, "ratio", "best peer"]]
-    for result in results:
-        speeds = [cell(result.gflops(name)) for name in libraries]
-        rows.append([str(result.case.shape), *speeds, cell(result.ratio(), 2), result.best_peer() or "—"])
-    speeds = [cell(geometric_mean(result.gflops(name) for result in results)) for name in libraries]
-    rows.append(["geometric mean", *speeds, cell(geometric_mean(r.ratio() for r in results), 2), ""])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    layout = f"{{:<{widths[0]}}}" + "".join(f"  {{:>{width}}}" for width in widths[1:])
-    lines = [layout.format(*row) for row in rows]
-    reasons = [
-        f"{name} at {result.case.shape}: {reason}"
-        for result in results
-        for name, reason in result.excluded.items()
-    ]
-    return "\n".join([f"{case.cell.upper()} {mode}, GFLOP/s, {case.dtype}", *lines, *reasons])
+# ---- the command line ------------------------------------------------------------------------------
 
 
 def listed(allowed: Iterable[str]) -> Callable[[str], list[str]]:
@@ -379,6 +258,19 @@ def core_list(text: str) -> list[int]:
     return [int(core) for core in text.split(",")]
 
 
+def interpreters(text: str) -> dict[str, str]:
+    """library -> the Python that runs it, from NAME=PATH."""
+    pythons = {}
+    for part in text.split(","):
+        name, _, path = part.partition("=")
+        if name not in LIBRARIES:
+            raise argparse.ArgumentTypeError(f"{part!r}: expected NAME=PATH, NAME of {', '.join(LIBRARIES)}")
+        if shutil.which(path) is None:
+            raise argparse.ArgumentTypeError(f"{part!r}: there is no such program")
+        pythons[name] = path
+    return pythons
+
+
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -397,19 +289,38 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     def add(option: str, help: str, **settings: Any) -> None:
         parser.add_argument(option, help=help, **settings)
 
+    def switch(option: str, help: str) -> None:
+        parser.add_argument(option, help=help, action="store_true")
+
     add("--cells", ", ".join(GATES), type=listed(GATES), default=list(GATES), metavar="LIST")
-    add("--shapes", "such as T100-B1-H32", type=shape_list, default=list(SHAPES), metavar="LIST")
+    add(
+        "--table",
+        "which shapes (default: main)",
+        choices=list(TABLES),
+        default="main",
+    )
+    add("--shapes", "these instead, such as T100-B1-H32,T9-B3-I5-H48", type=shape_list, metavar="LIST")
     add("--modes", ", ".join(MODES), type=listed(MODES), default=list(MODES), metavar="LIST")
-    add("--dtype", "float32 is the default", choices=list(TOLERANCE), default="float32")
+    add("--dtype", "float32 is the default", choices=list(worker.TOLERANCE), default="float32")
     add("--libraries", ", ".join(LIBRARIES), type=listed(LIBRARIES), default=peers, metavar="LIST")
+    add("--python", "NAME=PATH: what runs a library", type=interpreters, default={}, metavar="LIST")
+    add("--isa", "holds all to it that can be (default: FASTRNN_ISA)", choices=["x86_v3"])
     add("--threads", "of each library (default 1)", type=positive, default=1)
     add("--cores", "to pin the processes to (default: the last ones)", type=core_list, metavar="LIST")
     add("--rounds", "turns of each library in each case (default 7)", type=positive, default=7)
     add("--turn", "length of a turn (default 30 ms)", type=positive, default=30, metavar="MS")
+    add("--seconds", "more turns until a mode of a case has had so long", type=float, default=0.0)
+    switch("--limits", "show which share of the machine's limit fastrnn reaches")
+    switch("--markdown", "tables in Markdown")
+    switch("--score", "no tables, only the lines that sum them up")
     add("--json", "write everything there as well", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     if missing := Reference.missing():
         parser.error(f"{' and '.join(missing)} must be installed: all results are checked against fastrnn's")
+    if options.limits and options.threads > 1:
+        parser.error("--limits are those of one core, and go with --threads 1")
+    options.isa = options.isa or os.environ.get("FASTRNN_ISA")
+    options.shapes = options.shapes or TABLES[options.table]
     options.cores = options.cores or allowed_cores()[-options.threads :]
     if len(options.cores) < options.threads:
         parser.error(f"{options.threads} threads on {len(options.cores)} cores")
@@ -420,52 +331,84 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def describe(options: argparse.Namespace, versions: dict[str, str], absent: dict[str, str]) -> dict[str, Any]:
     """All that the numbers depend on."""
-    return {
+    at_least = f", and at least {options.seconds:g} s" if options.seconds else ""
+    facts = {
         "cpu": describe_cpu(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "threads": options.threads,
         "cores": options.cores if hasattr(os, "sched_setaffinity") else "not pinned",
-        "timing": f"best call of {options.rounds} turns of {options.turn} ms",
+        "dtype": options.dtype,
+        "timing": f"best call of {options.rounds} turns of {options.turn} ms{at_least}",
         "versions": versions,
-        "absent": absent,
+        "absent": [f"{name} ({reason})" for name, reason in absent.items()],
     }
+    return facts | ({"isa": AVX2_REMARKS} if options.isa == "x86_v3" else {})
 
 
-def print_header(facts: dict[str, Any]) -> None:
+def describe_limits(limits: peak.Limits) -> str:
+    read = ", ".join(f"{size // 1024} KiB {limits.bandwidth(size) * 1e-9:.0f}" for size in peak.SIZES)
+    return f"{limits.peak * 1e-9:.1f} GFLOP/s; GB/s reading {read}"
+
+
+def print_facts(facts: dict[str, Any], bullet: str) -> None:
     for name, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {text}" for key, text in value.items()) or "none"
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        print(f"{name + ':':<10}{value}")
+            value = [f"{key} {text}" for key, text in value.items()]
+        if isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        print(f"{bullet}{name + ':':<10}{value}")
     print(flush=True)
+
+
+def progress(case: Case, results: Iterable[Result]) -> None:
+    """Tell whoever waits for the tables."""
+    found = [f"{result.mode} {number(result.ratio(), 2)} ({result.best_peer()})" for result in results]
+    print(f"{case.cell} {case.shape}: {', '.join(found)}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    set_environment(options.threads, options.isa)
+    worker.pin(options.cores)  # the workers inherit it, before they import anything that counts cores
+    try:
+        limits = peak.limits(options.dtype) if options.limits else None
+    except RuntimeError as error:
+        sys.exit(f"--limits: {error}")
+    # Turns need a pause only where threads may still be spinning.
+    pause = PAUSE if options.threads > 1 else 0.0
+    timing = Timing(options.rounds, options.seconds, options.turn / 1e3, pause)
+    bullet = "- " if options.markdown else ""
+    cases = [Case(cell, shape, options.dtype) for cell in options.cells for shape in options.shapes]
     results: list[Result] = []
-    with start(options.libraries, options.threads, options.cores) as (remotes, versions, absent):
+    interrupted = False
+    with start(options) as (remotes, versions, absent):
         facts = describe(options, versions, absent)
-        print_header(facts)
-        pause = PAUSE if options.threads > 1 else 0.0
-        for cell in options.cells:
-            found: list[Result] = []
-            for shape in options.shapes:
-                case = Case(cell, shape, options.dtype)
-                found += compare(remotes, case, options.modes, options.rounds, options.turn / 1e3, pause)
-            for mode in options.modes:
-                of_mode = [result for result in found if result.mode == mode]
-                print(table(of_mode, list(versions)), end="\n\n", flush=True)
-            results += found
+        print_facts(facts, bullet)
+        try:
+            for case in cases:
+                if limits:
+                    limits.measure()
+                found = compare(remotes, case, options.modes, timing)
+                progress(case, found)
+                results += found
+        except KeyboardInterrupt:  # what there is will be printed
+            interrupted = True
+    if limits:
+        facts["limits"] = describe_limits(limits)
+        print_facts({"limits": facts["limits"]}, bullet)
+    if not options.score:
+        for heading, group in grouped(results).items():
+            print(table(heading, group, list(versions), limits, options.markdown), end="\n\n")
+    for line in summary(results, limits):
+        print(bullet + line)
     if options.json:
-        records = [result.record() for result in results]
+        records = [result.record(limits) for result in results]
         options.json.write_text(json.dumps(facts | {"results": records}, indent=1) + "\n")
+    if interrupted:
+        return 130
     # A library that computes something else is a fault in this comparison, not a slow library.
     return 1 if any(result.excluded for result in results) else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

@@ -30,6 +30,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def smoke(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("smoke"))
+
+
+@pytest.fixture
 def speeds(request: pytest.FixtureRequest) -> Speeds:
     """Where a benchmark writes down what it has found."""
     return request.config.stash[SPEEDS]

@@ -91,7 +91,7 @@ class Torch:
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), CLIP)
         self.optimizer.step()
         self.schedule.step()
-        return loss.item()
+        return float(loss.item())
 
     def evaluate(self, x: np.ndarray, y: np.ndarray) -> float:
         torch = self.torch
@@ -116,7 +116,8 @@ def rows(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def side_by_side(ours: Ours, torch: Torch, x: np.ndarray, y: np.ndarray, updates: int) -> None:
-    worst, seconds = 0.0, {"fastrnn": [], "torch": []}
+    worst = 0.0
+    seconds: dict[str, list[float]] = {"fastrnn": [], "torch": []}
     for k in range(updates):
         t = k * STEPS % (len(x) - STEPS)
         losses = []

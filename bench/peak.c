@@ -1,6 +1,5 @@
 /* The limits of one core: independent multiply-adds in registers, and reading memory of a given size.
- * Compiled by peak.py with -march=native. Each function does its work once and returns nothing: the caller
- * takes the time. */
+ * Compiled and called by peak.py, which takes the time. */
 #include <stddef.h>
 
 #ifdef __AVX512F__
@@ -22,6 +21,7 @@ typedef double D __attribute__((vector_size(BYTES)));
 #define REGISTER(x) "w"(x)
 #endif
 
+/* Returns the floating-point operations done. */
 #define DEFINE_FMA(NAME, V)                                                                                  \
     size_t NAME(size_t repeats)                                                                              \
     {                                                                                                        \

@@ -8,9 +8,11 @@ layout, so that they can be checked before they are timed. None is imported befo
 from __future__ import annotations
 
 import copy
+import io
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -62,7 +64,7 @@ class Library(ABC):
 
     def outputs(self, values: Iterable[Any]) -> Arrays:
         """`values` are y and the last states; whatever axes of size 1 the library adds go."""
-        T, B, H = self.case.shape
+        T, B, _, H = self.case.shape
         names = ("y", *LAST_STATES[self.case.cell])
         return {
             name: np.asarray(value).reshape((T, B, H) if name == "y" else (B, H))
@@ -128,10 +130,17 @@ class Fastrnn(Library):
         self._fastrnn = import_module("fastrnn")
         self._fastrnn.set_num_threads(threads)
 
+    def version(self) -> str:
+        with redirect_stdout(io.StringIO()) as printed:
+            self._fastrnn.show_config()
+        lines = printed.getvalue().splitlines()
+        engine = next(line.split()[1] for line in lines if line.startswith("engine "))
+        return f"{super().version()} ({engine})"
+
     def prepare(self, case: Case, arrays: Arrays) -> None:
         self.case = case
-        H = case.shape.H
-        self._layer = getattr(self._fastrnn, case.cell.upper())(H, H, dtype=case.dtype)
+        _, _, I, H = case.shape
+        self._layer = getattr(self._fastrnn, case.cell.upper())(I, H, dtype=case.dtype)
         self._layer.load_state_dict({f"{name}_l0": arrays[name] for name in PARAMETERS})
         states = tuple(arrays[name][None] for name in STATES[case.cell])
         self._state = states if case.cell == "lstm" else states[0]
@@ -150,7 +159,7 @@ class Fastrnn(Library):
 
 def read_fastrnn(library: Library, mode: str, result: Any) -> Arrays:
     """`Library.read` for (y, state) and for `fastrnn.base.Gradients`."""
-    _, B, H = library.case.shape
+    _, B, _, H = library.case.shape
     if mode == "forward":
         y, state = result
         return library.outputs((y, *as_tuple(state)))
@@ -180,8 +189,8 @@ class Torch(Library):
         self.case = case
         # A copy, because torch warns about arrays that are read-only.
         tensors = {name: self._torch.tensor(value) for name, value in arrays.items()}
-        H = case.shape.H
-        module = getattr(self._torch.nn, case.cell.upper())(H, H, dtype=tensors["x"].dtype)
+        _, _, I, H = case.shape
+        module = getattr(self._torch.nn, case.cell.upper())(I, H, dtype=tensors["x"].dtype)
         module.load_state_dict({f"{name}_l0": tensors[name] for name in PARAMETERS})
         self._trained, self._frozen = module, copy.deepcopy(module).eval()
         self._x, self._dy = tensors["x"], tensors["dy"]
@@ -204,7 +213,7 @@ class Torch(Library):
         if mode == "forward":
             y, state = result
             return self.outputs((y, *as_tuple(state)))
-        _, B, H = self.case.shape
+        _, B, _, H = self.case.shape
         named = {f"d{name}": np.asarray(g) for name, g in zip(self.case.inputs(), result, strict=True)}
         return named | {f"d{name}": named[f"d{name}"].reshape(B, H) for name in STATES[self.case.cell]}
 
@@ -222,7 +231,7 @@ def reorder(array: Array, order: tuple[int, ...]) -> Array:
 def onnx_model(case: Case, arrays: Arrays) -> bytes:
     """A model of one RNN, LSTM or GRU node with fixed shapes; in: x and states; out: Y, Y_h, Y_c."""
     onnx = import_module("onnx")
-    T, B, H = case.shape
+    T, B, I, H = case.shape
     real = onnx.TensorProto.FLOAT
     order = ONNX_ORDER[case.cell]
     weights = {name: reorder(arrays[name], order) for name in PARAMETERS}
@@ -240,7 +249,7 @@ def onnx_model(case: Case, arrays: Arrays) -> bytes:
     graph = onnx.helper.make_graph(
         [node],
         case.cell,
-        [value("x", real, [T, B, H]), *(value(name, real, [1, B, H]) for name in states)],
+        [value("x", real, [T, B, I]), *(value(name, real, [1, B, H]) for name in states)],
         [value(name, real, [T, 1, B, H] if name == "y" else [1, B, H]) for name in outputs],
         [onnx.numpy_helper.from_array(array, name) for name, array in initializers.items()],
     )
@@ -427,6 +436,7 @@ class TensorFlow(Library):
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         self._tf = import_module("tensorflow")
+        self._tf.get_logger().setLevel("ERROR")  # or it warns that each case compiles functions anew
         self._tf.config.threading.set_intra_op_parallelism_threads(threads)
         self._tf.config.threading.set_inter_op_parallelism_threads(1)
 
@@ -454,12 +464,12 @@ class TensorFlow(Library):
         self._training = fastest(forms(training, x, dy, *states))
 
     def _layer(self, arrays: Arrays) -> Any:
-        cell, (_, _, H) = self.case.cell, self.case.shape
+        cell, (_, _, I, H) = self.case.cell, self.case.shape
         kind = "SimpleRNN" if cell == "rnn" else cell.upper()
         layer = getattr(self._tf.keras.layers, kind)(
             H, return_sequences=True, return_state=True, dtype=self.case.dtype
         )
-        layer.build((None, None, H))
+        layer.build((None, None, I))
         weights = {name: reorder(arrays[name], KERAS_ORDER[cell]) for name in PARAMETERS}
         biases = weights["bias_ih"], weights["bias_hh"]
         # Only the GRU, with reset_after, keeps two biases.

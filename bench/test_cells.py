@@ -28,11 +28,6 @@ def test_training(benchmark: Any, speeds: Speeds, case: Case, library: type[Libr
     measure(benchmark, speeds, case, "training", library, smoke)
 
 
-@pytest.fixture
-def smoke(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("smoke"))
-
-
 def measure(
     benchmark: Any, speeds: Speeds, case: Case, mode: str, library: type[Library], smoke: bool
 ) -> None:

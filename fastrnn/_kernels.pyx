@@ -76,7 +76,8 @@ cdef extern from "kernels.h" nogil:
         void *panels_h
         void *panels_x
         void *panels_units
-        int threads, stop
+        int threads
+        int stop[2]
         int (*poll)(void *) except -1 nogil
         void *poll_context
     ctypedef struct fastrnn_cell_f32:
@@ -470,7 +471,8 @@ cdef int run_forward(Run *a, bint single) except -1 nogil:
     cdef Watch watch
     watch.mode = fastrnn_flush_denormals()
     watch.last = fastrnn_seconds()
-    a.poll, a.poll_context, a.stop = look_now_and_then, &watch, 0
+    a.poll, a.poll_context = look_now_and_then, &watch
+    a.stop[0] = a.stop[1] = 0
     try:
         if single:
             combine_bias(<float *>NULL, a)
@@ -493,7 +495,8 @@ cdef int run_backward(Run *a, bint single) except -1 nogil:
     cdef Watch watch
     watch.mode = fastrnn_flush_denormals()
     watch.last = fastrnn_seconds()
-    a.poll, a.poll_context, a.stop = look_now_and_then, &watch, 0
+    a.poll, a.poll_context = look_now_and_then, &watch
+    a.stop[0] = a.stop[1] = 0
     try:
         if single:
             if fused:
@@ -544,8 +547,8 @@ cdef class Weights:
 
     Without `owner`, they are those of one call: packed when they are first used. With it, the dict of a
     layer that holds the same arrays, they live on, and what is packed is packed again when they may have
-    changed. Nobody can change them who does not hold a view, and `lend` is called before one is given
-    away; from then on, until the last one is gone, contents are compared with a copy at every use.
+    changed. Nobody can change them who does not hold a view, and `lend` is called when one is made,
+    before it is given away (not earlier: a call meanwhile would find nobody to hold it); from then on, until the last one is gone, contents are compared with a copy at every use.
     """
 
     cdef readonly int cell
@@ -574,7 +577,7 @@ cdef class Weights:
         return _remake_weights, (self.cell, arrays, self.owner)
 
     def lend(self):
-        """To be called before anybody is given a writeable view of one of the arrays."""
+        """To be called once there is a view that somebody will be given, or after a change."""
         self.lent = True
 
     cdef bint lent_still(self):

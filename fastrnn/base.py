@@ -58,7 +58,7 @@ class Layer:
         raise NotImplementedError
 
     def _lend(self) -> None:
-        """Called before parameters may change: the layer may hold something that was made from them."""
+        """Called when parameters have changed or soon may: a layer may hold something that was made from them."""
 
     @property
     def parameters(self) -> Mapping[str, Array]:
@@ -66,8 +66,9 @@ class Layer:
 
         Each is a new view: what is done to its shape or dtype stays with it.
         """
+        views = {name: value.view() for name, value in self._parameters.items()}
         self._lend()
-        return MappingProxyType({name: value.view() for name, value in self._parameters.items()})
+        return MappingProxyType(views)
 
     def config(self) -> dict[str, Any]:
         """The options that rebuild this layer, as JSON values (the random generator excepted)."""
@@ -101,6 +102,6 @@ class Layer:
             letters = "the parameter's own shape"
             check_shape(f"{owner}.load_state_dict", name, value, letters, parameter.shape)
             fitting[name] = value.copy()  # it may be a view of another parameter
-        self._lend()
         for name, value in fitting.items():
             self._parameters[name][...] = value
+        self._lend()

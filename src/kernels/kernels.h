@@ -92,7 +92,7 @@ typedef struct {
     void *panels_x;        /* I columns */
     void *panels_units;    /* H columns */
     int threads;           /* at most */
-    int stop;              /* what poll said */
+    int stop[2];           /* what poll said, this time and the time before */
     int (*poll)(void *context); /* asked now and then by the calling thread; other than 0 ends the run */
     void *poll_context;
 } fastrnn_run;

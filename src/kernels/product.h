@@ -14,7 +14,7 @@
  */
 
 /* Accumulators of a tile: registers, less those for a column of one operand and an element of the other. */
-#if defined(FASTRNN_X86_V4) || defined(FASTRNN_NEON)
+#if defined(FASTRNN_X86_V4) || defined(FASTRNN_NEON) || defined(FASTRNN_WIDE)
 #define TILE_VECTORS 24
 #else
 #define TILE_VECTORS 12
@@ -170,7 +170,8 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
         if (p->a_panel) /* no tile crosses a panel of `a` */
             next = least(((row + p->a_first) / COLUMN_ROWS + 1) * COLUMN_ROWS - p->a_first, row_end);
         for (fastrnn_size j = 0; j < panels; j += wide)
-            NAME(tiles_)[next - row - 1][least(panels - j, wide) - 1](p, row, first, (int)j);
+            NAME(tiles_)[next - row - 1][least(panels - j, wide) - 1](p, row, first + (j ? j / p->blocks : 0),
+                                                                      (int)(j ? j % p->blocks : 0));
     }
 }
 

@@ -51,6 +51,23 @@ typedef struct {
     fastrnn_size ld_prev;
 } step_t;
 
+/* The least row before which `work` packed rows lie: what divides rows of different lengths fairly. */
+static fastrnn_size NAME(row_after_)(const run_t *run, fastrnn_size work)
+{
+    fastrnn_size low = 0, high = run->B;
+    while (low < high) {
+        const fastrnn_size middle = (low + high) / 2;
+        fastrnn_size before = 0;
+        for (fastrnn_size t = 0; t < run->T; t++)
+            before += least(run->offsets[t + 1] - run->offsets[t], middle);
+        if (before < work)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
 {
     const fastrnn_cell_shape shape = fastrnn_cell_shapes[run->cell];
@@ -58,6 +75,11 @@ static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
     /* Rows need no barrier, but each thread reads all weights; below some four rows a thread that reading
      * is the work, and units divide it. */
     const int split_units = me.size > 1 && run->B < 4 * me.size;
+    const fastrnn_size N = run->offsets[run->T];
+    span_t rows = NAME(share_)(split_units ? all : me, run->B, 1);
+    if (!split_units && me.size > 1 && N < run->T * run->B)
+        rows = (span_t){NAME(row_after_)(run, N * me.rank / me.size),
+                        me.rank + 1 < me.size ? NAME(row_after_)(run, N * (me.rank + 1) / me.size) : run->B};
     return (step_t){
         .run = run,
         .shape = shape,
@@ -65,7 +87,7 @@ static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
         .direct = shape.hidden_blocks * run->H,
         .project_by_step = run->B >= 16,
         .split_units = split_units,
-        .rows = NAME(share_)(split_units ? all : me, run->B, 1),
+        .rows = rows,
         .units = NAME(share_)(split_units ? me : all, panel_count(run->H), 1),
         .out = NAME(share_)(split_units ? me : all, panel_count(run->P), 1),
     };
@@ -258,18 +280,22 @@ static void NAME(final_state_)(const run_t *run, fastrnn_member me)
     }
 }
 
-static void NAME(poll_)(run_t *run, fastrnn_member me)
+/* Whether the caller wants the run to end: all members get the same answer, the `turn`th. A member that is late
+ * to read one finds it unchanged: rank 0 can be ahead by one answer, which goes to the other place. */
+static int NAME(poll_)(run_t *run, int turn, fastrnn_member me)
 {
     if (me.rank == 0 && run->poll)
-        run->stop = run->poll(run->poll_context);
+        run->stop[turn % 2] = run->poll(run->poll_context);
     fastrnn_barrier(me);
+    return run->stop[turn % 2];
 }
 
 static void NAME(work_forward_)(void *context, fastrnn_member me)
 {
     run_t *run = context;
     step_t s = NAME(begin_)(run, me);
-    for (fastrnn_size done = 0, steps; done < run->T; done += steps) {
+    int turn = 0;
+    for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn ^= 1) {
         steps = NAME(next_chunk_)(run, done, run->reverse);
         const fastrnn_size t = run->reverse ? run->T - done - steps : done, first = run->offsets[t];
         real *gates = (real *)run->gates + (run->keep ? first * s.AH : 0);
@@ -283,8 +309,7 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
             const int reuse = s.project_by_step && !run->keep;
             NAME(step_forward_)(&s, now, reuse ? gates : gates + (run->offsets[now] - first) * s.AH, me);
         }
-        NAME(poll_)(run, me);
-        if (run->stop)
+        if (NAME(poll_)(run, turn, me))
             return;
     }
     NAME(final_state_)(run, me);
@@ -552,7 +577,8 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
 {
     run_t *run = context;
     step_t s = NAME(begin_)(run, me);
-    for (fastrnn_size done = 0, steps; done < run->T; done += steps) {
+    int turn = 0;
+    for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn ^= 1) {
         steps = NAME(next_chunk_)(run, done, !run->reverse);
         const fastrnn_size t = run->reverse ? done : run->T - done - steps, first = run->offsets[t];
         fastrnn_size after = 0; /* rows of the step that came before this one in this loop */
@@ -572,8 +598,7 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
         NAME(carry_back_)(&s, s.dgates, after, 0, 0); /* the next chunk takes over from dh */
         fastrnn_barrier(me);
         NAME(chunk_products_)(&s, t, steps, me);
-        NAME(poll_)(run, me);
-        if (run->stop)
+        if (NAME(poll_)(run, turn, me))
             return;
     }
 }
@@ -602,13 +627,13 @@ static int NAME(useful_threads_)(const run_t *run)
 static int NAME(run_forward_)(fastrnn_run *run)
 {
     fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_forward_), run);
-    return run->stop;
+    return run->stop[0] ? run->stop[0] : run->stop[1];
 }
 
 static int NAME(run_backward_)(fastrnn_run *run)
 {
     fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_backward_), run);
-    return run->stop;
+    return run->stop[0] ? run->stop[0] : run->stop[1];
 }
 
 static fastrnn_size NAME(packed_size_)(int blocks, fastrnn_size units, fastrnn_size K)

@@ -20,10 +20,12 @@
 #elif defined(FASTRNN_NEON)
 #include <arm_neon.h>
 #define FASTRNN_FUSED
+#elif defined(FASTRNN_WIDE) /* tests/native: the shapes of x86_v4, by any compiler for any processor */
+#define FASTRNN_FUSED
 #endif
 #define INLINE static inline __attribute__((always_inline, unused))
 #define UNROLL _Pragma("GCC unroll 32")
-#if defined(FASTRNN_X86_V4)
+#if defined(FASTRNN_X86_V4) || defined(FASTRNN_WIDE)
 #define VECTOR_BYTES 64
 #elif defined(FASTRNN_X86_V3)
 #define VECTOR_BYTES 32
@@ -106,6 +108,13 @@ INLINE V v_max(V limit, V x) { return (V)_mm256_max_pd((__m256d)limit, (__m256d)
 INLINE V v_fma(V a, V b, V c) { return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #elif defined(FASTRNN_NEON)
 INLINE V v_fma(V a, V b, V c) { return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#elif defined(FASTRNN_WIDE)
+INLINE V v_fma(V a, V b, V c)
+{
+    for (fastrnn_size k = 0; k < LANES; k++)
+        c[k] = sizeof(real) == 4 ? (real)__builtin_fmaf(a[k], b[k], c[k]) : (real)__builtin_fma(a[k], b[k], c[k]);
+    return c;
+}
 #else
 INLINE V v_fma(V a, V b, V c) { return a * b + c; }
 #endif

@@ -1,0 +1,1024 @@
+"""What the fused engine promises, on every instruction set of the machine: its bits, and that it can be lived with.
+
+A row has the same bits alone or in a batch, on one thread or many, in one call or step by step, by one
+instruction set or another; what goes wrong in a row stays there; packed weights are never old; denormals are
+zeros; fork, threads and Ctrl-C do no harm. "The same" is bit for bit throughout.
+
+Whether the numbers are right is asked elsewhere: test_kernels.py, test_recurrent.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from oracles import named, random_problem
+
+import fastrnn
+from fastrnn import GRU, LSTM, RNN, _kernels, functional, optimizers
+
+DTYPES = ["float32", "float64"]
+KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+CELLS = {
+    "rnn tanh": ("rnn", {"nonlinearity": "tanh"}),
+    "rnn relu": ("rnn", {"nonlinearity": "relu"}),
+    "lstm": ("lstm", {}),
+    "lstm projected": ("lstm", {"proj_size": True}),
+    "gru": ("gru", {"reset_after": True}),
+    "gru reset before": ("gru", {"reset_after": False}),
+}
+# I, H: less than a vector, a vector and some, several tiles
+SIZES = [(1, 1), (13, 5), (3, 17), (1, 33), (13, 48)]
+WAYS = [(False, "full"), (False, "mixed"), (True, "full"), (True, "mixed")]  # reverse, lengths
+
+
+def fused_engines() -> list[str]:
+    before, names = _kernels.engine(), []
+    for name in _kernels.engines():
+        _kernels.use_engine(name)
+        if _kernels.is_fused():
+            names.append(name)
+    _kernels.use_engine(before)
+    return names
+
+
+FUSED = fused_engines()
+
+
+@pytest.fixture(params=FUSED)
+def fused(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every fused engine, one after the other; it and the threads are put back as they were."""
+    before = _kernels.use_engine(request.param)
+    threads = fastrnn.get_num_threads()
+    yield request.param
+    fastrnn.set_num_threads(threads)
+    _kernels.use_engine(before)
+
+
+# ---- problems, and how they are run ---------------------------------------------------------------
+
+
+def make(rng, cell, T, B, I, H, dtype, **options):
+    """A problem of oracles.py; lengths "long" are mixed, but most steps are real."""
+    kind, fixed = CELLS[cell]
+    fixed = dict(fixed)
+    P = (H + 1) // 2 if fixed.pop("proj_size", False) else None
+    if options.get("lengths") == "long":
+        options["lengths"] = rng.integers(3 * T // 4, T + 1, B)
+        options["lengths"][rng.permutation(B)[:2]] = 0, T
+    return random_problem(rng, kind, T, B, I, H, P, dtype=dtype, **fixed, **options)
+
+
+def make_layer(cell, I, H, L=1, **options):
+    kind, fixed = CELLS[cell]
+    fixed = dict(fixed)
+    if fixed.pop("proj_size", False):
+        fixed["proj_size"] = (H + 1) // 2
+    return KINDS[kind](I, H, L, **{"rng": 0} | fixed | options)
+
+
+def twin(layer):
+    """A layer of the same weights that has never run."""
+    result = type(layer)(**layer.config())
+    result.load_state_dict(layer.state_dict())
+    return result
+
+
+def normal(rng, like, *shape):
+    return rng.standard_normal(shape or like.shape).astype(like.dtype)
+
+
+def as_tuple(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def random_state(rng, layer, B):
+    """Not zero, as the layer takes it."""
+    _, state = layer(np.zeros((0, B, layer.input_size), layer.dtype))
+    return tuple(normal(rng, s) for s in state) if isinstance(state, tuple) else normal(rng, state)
+
+
+def train(layer, x, state=None, dy=None, dstate=None, **options):
+    """Forward and backward of a layer, all by name; dy is y if it is not given."""
+    y, last, tape = layer.forward(x, state, **options)
+    grads = layer.backward(tape, y if dy is None else dy, dstate)
+    result = named(y, as_tuple(last), grads.x, as_tuple(grads.state))
+    return result | {f"d{name}": value for name, value in grads.parameters.items()}
+
+
+def infer(layer, x, state=None, **options):
+    y, last = layer(x, state, **options)
+    return {"y": y, **dict(zip(("h_n", "c_n"), as_tuple(last), strict=False))}
+
+
+def walk(stream, x, state=None):
+    """The whole x through a stream, from `state` or zeros."""
+    stream.reset()
+    if state is not None:
+        stream.state = state
+    y = [stream.step(x_t).copy() for x_t in x]
+    return {"y": np.stack(y), **dict(zip(("h_n", "c_n"), as_tuple(stream.state), strict=False))}
+
+
+def assert_same(actual, expected, what=""):
+    """All of `expected`, by name, bit for bit: a zero has a sign."""
+    for name, value in expected.items():
+        message = f"{what} {name}"
+        np.testing.assert_array_equal(actual[name], value, message, strict=True)
+        np.testing.assert_array_equal(np.signbit(actual[name]), np.signbit(value), f"{message}, sign")
+
+
+def rows_of(result, rows):
+    """What a result of `Problem.run` says of some rows of the batch; not the parameters' gradients."""
+    axes = {"y": 1, "dx": 1, "h_n": 0, "c_n": 0, "dh_0": 0, "dc_0": 0}
+    return {name: result[name].take(rows, axis) for name, axis in axes.items() if name in result}
+
+
+def only_rows(problem, rows):
+    """The same problem for some rows of its batch, in that order."""
+    return replace(
+        problem,
+        x=problem.x[:, rows],
+        state=tuple(s[rows] for s in problem.state),
+        lengths=None if problem.lengths is None else problem.lengths[rows],
+        dy=problem.dy[:, rows],
+        dstate=tuple(d[rows] for d in problem.dstate),
+    )
+
+
+def between(problem, start, stop):
+    """The same problem for some of its steps. Its state and upstream gradients are still to be set."""
+    lengths = None if problem.lengths is None else np.clip(problem.lengths - start, 0, stop - start)
+    return replace(problem, x=problem.x[start:stop], dy=problem.dy[start:stop], lengths=lengths)
+
+
+# ---- the batch ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_is_the_same_in_any_batch(rng, cell, dtype):
+    """Forward and backward; B from one row to several tiles, inputs projected by chunk and (16 on) by step."""
+    T, B = 9, 23
+    for I, H in SIZES:
+        for reverse, lengths in WAYS:
+            what = f"I={I} H={H} reverse={reverse} lengths={lengths}"
+            problem = make(rng, cell, T, B, I, H, dtype, reverse=reverse, lengths=lengths)
+            whole = problem.run(functional)
+            for row in rng.permutation(B)[:8]:
+                alone = only_rows(problem, [row]).run(functional)
+                assert_same(alone, rows_of(whole, [row]), f"{what}: row {row} alone:")
+            for size in (2, 3, 7, 15, 16, 20):
+                rows = rng.permutation(B)[:size]
+                part = only_rows(problem, rows).run(functional)
+                assert_same(part, rows_of(whole, rows), f"{what}: rows {rows} of {B}:")
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_is_the_same_without_its_padding(rng, cell, dtype):
+    """And over several chunks of time, which begin elsewhere in a batch of another size."""
+    T, B, I, H = 70, 21, 3, 48
+    for reverse in (False, True):
+        problem = make(rng, cell, T, B, I, H, dtype, reverse=reverse, lengths="mixed")
+        whole = problem.run(functional)
+        for row, length in enumerate(problem.lengths):
+            alone = replace(between(only_rows(problem, [row]), 0, length), lengths=None).run(functional)
+            expected = rows_of(whole, [row])
+            for name in ("y", "dx"):
+                assert not expected[name][length:].any()
+                expected[name] = expected[name][:length]
+            assert_same(alone, expected, f"reverse={reverse} row {row} of length {length}:")
+
+
+# ---- threads --------------------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """Sizes at which 2 threads and 4 are used, by the rules at useful_threads_ in sequence.h."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+
+
+WORK = {
+    "rows divided": Work(40, 21, 13, 48),
+    "units divided": Work(9, 7, 3, 209),
+    "rows by 2, units by 4": Work(10, 11, 5, 177),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_any_number_of_threads_gives_the_same(rng, cell, dtype, work):
+    for reverse, lengths in ((False, "full"), (True, "long")):
+        problem = make(rng, cell, *WORK[work], dtype, reverse=reverse, lengths=lengths)
+        fastrnn.set_num_threads(1)
+        expected = problem.run(functional)
+        for threads in (2, 4):
+            fastrnn.set_num_threads(threads)
+            assert_same(problem.run(functional), expected, f"{threads} threads, lengths {lengths}:")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_any_number_of_threads_gives_the_same_stack(rng, cell):
+    layer = make_layer(cell, 5, 128, 2, bidirectional=True)
+    x = rng.standard_normal((15, 20, 5)).astype("f4")
+    few, state = x[:, :3].copy(), random_state(rng, layer, 3)
+    lengths = rng.integers(0, 16, 20)
+    results = []
+    for threads in (1, 2, 4):
+        fastrnn.set_num_threads(threads)
+        results.append((train(layer, x, lengths=lengths), train(layer, few, state), infer(layer, x)))
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            assert_same(actual, expected)
+
+
+def in_new_process(code: str, engine: str, timeout: float = 60, **values: object) -> str:
+    """What `code` prints, run by `engine`, with `values` as its global variables. It must end in time, well."""
+    setting = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    done = subprocess.run(
+        # Python 3.12 and later say at every fork that there are threads.
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", setting + textwrap.dedent(code)],
+        cwd="/",  # not the source folder, which python -c would import from
+        env=os.environ | {"FASTRNN_ISA": engine},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+@pytest.mark.parametrize("work", WORK)
+def test_as_many_threads_run_as_were_set(fused, work):
+    """One is the caller, the others are started when the first call has a use for them, and kept."""
+    code = """
+        import os
+        import numpy as np
+        import fastrnn
+
+        def run(T, B, I, H):
+            zeros = np.zeros((H, max(I, H)), "f4")
+            fastrnn.functional.rnn(np.zeros((T, B, I), "f4"), None, zeros[:, :I], zeros[:, :H])
+            return len(os.listdir("/proc/self/task")) - before
+
+        before = len(os.listdir("/proc/self/task"))
+        for threads in 1, 2, 4, 2:
+            fastrnn.set_num_threads(threads)
+            print(run(2, 3, 4, 5), run(*work))
+    """
+    assert in_new_process(code, fused, work=tuple(WORK[work])) == "0 0\n0 1\n1 3\n3 3\n"
+
+
+# ---- time -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("B", [1, 3, 20])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_a_sequence_is_the_same_in_any_pieces(rng, cell, dtype, B):
+    """Whole, step by step through a stream, and cut anywhere; T is several chunks of time."""
+    for (I, H), L in zip([*SIZES[1:], (3, 48)], (1, 2, 3, 1, 2), strict=True):
+        T = 2 * max(128, (1 << 18) // (4 * H * 8)) // B if H == 48 else 11
+        layer = make_layer(cell, I, H, L, dtype=dtype)
+        x, state = normal(rng, np.empty(0, dtype), T, B, I), random_state(rng, layer, B)
+        whole = infer(layer, x, state)
+        assert_same(walk(layer.stream(B), x, state), whole, f"I={I} H={H} step by step:")
+        for pieces in (2, 5):
+            cuts = [0, *sorted(rng.integers(0, T + 1, pieces - 1)), T]
+            y, live = [], state
+            for start, stop in pairwise(cuts):
+                part, live = layer(x[start:stop], live)
+                y.append(part)
+            joined = named(np.concatenate(y), as_tuple(live), None, ())
+            assert_same(joined, whole, f"I={I} H={H} cut at {cuts}:")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_a_padded_batch_is_the_same_in_any_pieces(rng, cell, dtype):
+    """Cut in either direction, which rows that begin and end in the middle of a piece see."""
+    T, I, H = 13, 3, 33
+    for B in (4, 19):
+        for reverse, lengths in WAYS:
+            problem = make(rng, cell, T, B, I, H, dtype, reverse=reverse, lengths=lengths)
+            whole = problem.run(functional)
+            cuts = [0, *sorted(rng.integers(0, T + 1, 3)), T]
+            pieces, y, state = list(pairwise(cuts)), {}, problem.state
+            for start, stop in reversed(pieces) if reverse else pieces:
+                result = replace(between(problem, start, stop), state=state).run(functional)
+                y[start, stop] = result["y"]
+                state = tuple(result[name] for name in ("h_n", "c_n") if name in result)
+            joined = named(np.concatenate([y[piece] for piece in pieces]), state, None, ())
+            expected = {name: whole[name] for name in ("y", "h_n", "c_n") if name in whole}
+            assert_same(joined, expected, f"B={B} reverse={reverse} lengths={problem.lengths} cut at {cuts}:")
+
+
+@pytest.mark.parametrize("B", [1, 7, 20])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_every_way_to_call_is_the_same(rng, cell, bidirectional, B):
+    """layer(x), layer.forward(x), batch first, with lengths, from float64, and the function under it all."""
+    T, I, H, L = 12, 3, 17, 2
+    layer = make_layer(cell, I, H, L, bidirectional=bidirectional)
+    x, state = rng.standard_normal((T, B, I)).astype("f4"), random_state(rng, layer, B)
+    expected = infer(layer, x, state)
+    assert_same(train(layer, x, state), expected, "forward:")
+    assert_same(infer(layer, x.astype("f8"), state), expected, "cast:")
+    assert_same(infer(layer, x, state, lengths=[T] * B), expected, "lengths:")
+    assert_same(train(layer, x, state, lengths=[T] * B), expected, "forward with lengths:")
+    first = type(layer)(**layer.config() | {"batch_first": True})
+    first.load_state_dict(layer.state_dict())
+    swapped = infer(first, x.swapaxes(0, 1), state)
+    assert_same(swapped | {"y": swapped["y"].swapaxes(0, 1)}, expected, "batch first:")
+
+    kind, options = CELLS[cell]
+    run = partial(getattr(functional, kind), **{k: v for k, v in options.items() if k != "proj_size"})
+    parameters, y, last, D = layer.state_dict(), x, [], 2 if bidirectional else 1
+    for l in range(L):
+        outputs = []
+        for d in range(D):
+            suffix = f"_l{l}_reverse" if d else f"_l{l}"
+            weights = {k[: -len(suffix)]: v for k, v in parameters.items() if k.endswith(suffix)}
+            initial = tuple(part[l * D + d] for part in as_tuple(state))
+            out, final = run(y, initial if kind == "lstm" else initial[0], **weights, reverse=bool(d))
+            outputs.append(out)
+            last.append(as_tuple(final))
+        y = np.concatenate(outputs, axis=2)
+    finals = tuple(np.stack(part) for part in zip(*last, strict=True))
+    assert_same(named(y, finals, None, ()), expected, "layer by layer:")
+
+
+# ---- instruction sets, and runs -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason=f"needs two fused engines; this machine has {FUSED}")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_instruction_sets_give_the_same(rng, cell, dtype):
+    """Forward and backward."""
+    before = _kernels.engine()
+    try:
+        for T, B, I, H in [*((9, B, *size) for B in (1, 3, 7, 20) for size in SIZES), *WORK.values()]:
+            for reverse, lengths in WAYS:
+                problem = make(rng, cell, T, B, I, H, dtype, reverse=reverse, lengths=lengths)
+                results = {}
+                for name in FUSED:
+                    _kernels.use_engine(name)
+                    results[name] = problem.run(functional)
+                for name in FUSED[1:]:
+                    what = f"{name} and {FUSED[0]}: T={T} B={B} I={I} H={H} {reverse} {problem.lengths}"
+                    assert_same(results[name], results[FUSED[0]], what)
+    finally:
+        _kernels.use_engine(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_gradients_are_the_same_in_every_run(rng, cell, dtype, threads):
+    fastrnn.set_num_threads(threads)
+    for B, lengths in ((1, "full"), (21, "long")):
+        problem = make(rng, cell, 40, B, 13, 48, dtype, lengths=lengths)
+        expected = problem.run(functional)
+        for _ in range(3):
+            assert_same(problem.run(functional), expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_a_tape_gives_the_same_twice(rng, cell):
+    layer = make_layer(cell, 3, 17, 2, bidirectional=True)
+    x, state = rng.standard_normal((30, 7, 3)).astype("f4"), random_state(rng, layer, 7)
+    y, last, tape = layer.forward(x, state)
+    dy, dstate = normal(rng, y), random_state(rng, layer, 7)
+    one = layer.backward(tape, dy, dstate)
+    other = layer.backward(tape, -dy)  # another gradient in between
+    two = layer.backward(tape, dy, dstate)
+    assert not np.array_equal(one.x, other.x)
+    for a, b in ((one, two), (one, layer.backward(layer.forward(x, state)[2], dy, dstate))):
+        assert_same(
+            named(y, last, b.x, as_tuple(b.state)) | b.parameters,
+            named(y, last, a.x, as_tuple(a.state)) | a.parameters,
+        )
+
+
+# ---- numbers that are none ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_nan_and_infinity_stay_in_their_row(rng, cell, dtype, value):
+    """From x, from a state or from an upstream gradient: outputs, states and their gradients."""
+    T, I = 9, 3
+    for B, H in ((4, 17), (7, 33), (20, 48)):
+        for reverse, lengths in WAYS:
+            problem = make(rng, cell, T, B, I, H, dtype, reverse=reverse, lengths=lengths)
+            clean = problem.run(functional)
+            real = np.full(B, T) if problem.lengths is None else problem.lengths
+            row = int(rng.choice(np.flatnonzero(real)))
+            others = np.delete(np.arange(B), row)
+            for where in ("x", "h_0", "c_0", "dy", "dstate"):
+                if where == "c_0" and len(problem.state) == 1:
+                    continue
+                bad, at = replace(problem), (int(rng.integers(real[row])), row, 0)
+                if where == "dstate":
+                    bad = replace(bad, dstate=tuple(d.copy() for d in bad.dstate))
+                    bad.dstate[-1][row, -1] = value
+                elif where == "dy":
+                    bad = replace(bad, dy=bad.dy.copy())
+                    bad.dy[at] = value
+                else:
+                    array = bad.arrays()[where].copy()
+                    array[at if where == "x" else (row, -1)] = value
+                    bad = bad.replace(where, array)
+                with np.errstate(invalid="ignore"):
+                    dirty = bad.run(functional)
+                what = f"{value} in {where} of row {row} of {B}, H={H} reverse={reverse} lengths={real}:"
+                assert_same(rows_of(dirty, others), rows_of(clean, others), what)
+                if np.isnan(value) and where != "dstate":
+                    name = "dx" if where == "dy" else "y"
+                    reached = dirty[name][:, row]
+                    # ReLU's derivative is 0 where the unit is off, and nothing comes through there.
+                    assert np.isnan(reached).any() or (where == "dy" and cell == "rnn relu"), what
+
+
+# ---- packed weights -------------------------------------------------------------------------------
+
+
+def write_through_memoryview(layer, name):
+    view = memoryview(layer.parameters[name]).cast("B")
+    return lambda values: view.__setitem__(slice(None), values.tobytes())
+
+
+def write_through_frombuffer(layer, name):
+    view = np.frombuffer(layer.parameters[name], layer.dtype)
+    return lambda values: np.copyto(view, values.ravel())
+
+
+def write_through_torch(layer, name):
+    import torch
+
+    view = torch.from_numpy(layer.parameters[name])
+    return lambda values: view.copy_(torch.from_numpy(values))
+
+
+def write_through_dlpack(layer, name):
+    import torch
+
+    view = torch.from_dlpack(layer.parameters[name])
+    return lambda values: view.copy_(torch.from_numpy(values))
+
+
+#: (layer, name of a parameter) -> a function that writes new values into it. What that function holds of the
+#: layer, it holds from the beginning.
+WRITERS = {
+    "view dropped at once": lambda layer, name: lambda values: np.copyto(layer.parameters[name], values),
+    "view": lambda layer, name: partial(np.copyto, layer.parameters[name]),
+    "transposed view": lambda layer, name: (
+        lambda values, view=layer.parameters[name].T: np.copyto(view, values.T)
+    ),
+    "base of a view": lambda layer, name: partial(np.copyto, layer.parameters[name].base),
+    "all views": lambda layer, name: lambda values, views=layer.parameters: np.copyto(views[name], values),
+    "memoryview": write_through_memoryview,
+    "np.frombuffer": write_through_frombuffer,
+    "torch.from_numpy": write_through_torch,
+    "torch.from_dlpack": write_through_dlpack,
+    "load_state_dict": lambda layer, name: (
+        lambda values: layer.load_state_dict(layer.state_dict() | {name: values})
+    ),
+}
+
+
+def use_by_stream(layer):
+    stream = layer.stream(2)
+    return lambda x, dy: walk(stream, x)
+
+
+#: layer -> a function of (x, dy) that uses it in one way, again and again.
+USES = {
+    "call": lambda layer: lambda x, dy: infer(layer, x),
+    "call with lengths": lambda layer: lambda x, dy: infer(layer, x, lengths=[len(x)] * x.shape[1]),
+    "forward and backward": lambda layer: lambda x, dy: train(layer, x, None, dy),
+    "stream": use_by_stream,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_packed_weights_are_never_stale(rng, cell, use, writer):
+    layer = make_layer(cell, 3, 17)
+    x = rng.standard_normal((4, 2, 3)).astype("f4")
+    dy = normal(rng, x, 4, 2, layer.output_size)
+    run = USES[use](layer)
+
+    def check(what):
+        expected = USES[use](twin(layer))(x, dy)
+        assert_same(run(x, dy), expected, what)
+        return expected["y"]
+
+    last = check("at first:")
+    for name, value in layer.state_dict().items():
+        write = WRITERS[writer](layer, name)
+        for k in range(2):
+            write(0.3 * normal(rng, value))
+            y = check(f"{name} changed {k + 1} times:")
+            assert not np.array_equal(y, last), "the change makes no difference, and the test no sense"
+            last = y
+            check(f"{name} unchanged:")
+        write(value)
+        del write  # with a change that no call has seen
+        last = check(f"{name} put back:")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_one_number_of_a_weight_can_change(rng, cell):
+    """The last of each matrix, while a view is held: all of it is looked at."""
+    layer = make_layer(cell, 3, 17)
+    x = rng.standard_normal((4, 2, 3)).astype("f4")
+    for name, view in layer.parameters.items():
+        layer(x)
+        view.flat[-1] += 1
+        assert_same(train(layer, x), train(twin(layer), x), name)
+        view.flat[-1] += 1
+        assert_same(infer(layer, x), infer(twin(layer), x), name)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.usefixtures("fused")
+def test_a_stream_outlives_its_layer(rng, held):
+    x = rng.standard_normal((4, 1, 3)).astype("f4")
+    layer = LSTM(3, 17, 2, rng=0)
+    stream, other = layer.stream(), twin(layer)
+    walk(stream, x)
+    views = layer.parameters
+    if held:
+        del layer
+        gc.collect()
+        assert_same(walk(stream, x), infer(other, x))
+    for parameters in (views, other.parameters):
+        parameters["weight_hh_l1"][...] *= 2
+    if not held:
+        del views, layer, parameters
+        gc.collect()
+    assert_same(walk(stream, x), infer(other, x))
+
+
+@pytest.mark.usefixtures("fused")
+def test_copies_are_packed_apart(rng):
+    import copy
+    import pickle
+
+    layer = GRU(3, 17, rng=0)
+    x = rng.standard_normal((4, 2, 3)).astype("f4")
+    before = infer(layer, x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        other.parameters["weight_hh_l0"][...] *= 2
+        assert_same(infer(other, x), infer(twin(other), x))
+        assert_same(infer(layer, x), before)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.usefixtures("fused")
+def test_optimizer_steps_are_seen(rng, held):
+    """By inference, streams and the next gradients, whether the optimizer's views are kept or made anew."""
+    layer = LSTM(3, 17, 2, bidirectional=False, proj_size=5, rng=0)
+    x = rng.standard_normal((6, 1, 3)).astype("f4")
+    optimizer, stream, kept = optimizers.Adam(0.05), layer.stream(), layer.parameters
+    if not held:
+        del kept
+    before = layer(x)[0]
+    for _ in range(4):
+        y, _, tape = layer.forward(x)
+        grads = layer.backward(tape, y - 1).parameters
+        optimizer.step(kept if held else layer.parameters, grads)
+        other = twin(layer)
+        assert_same(walk(stream, x), walk(other.stream(), x), "stream:")
+        assert_same(infer(layer, x), infer(other, x), "call:")
+        assert_same(train(layer, x), train(other, x), "gradients:")
+    assert not np.array_equal(layer(x)[0], before)
+
+
+@pytest.mark.usefixtures("fused")
+def test_training_steps_of_a_model_are_seen(rng):
+    def make_model():
+        layers = [RNN(3, 17, rng=0), GRU(17, 9, rng=1), LSTM(9, 12, rng=2), fastrnn.Dense(12, 4, rng=3)]
+        model = fastrnn.Sequential(layers, rng=0)
+        model.compile(optimizer="sgd", loss="mse")
+        return model
+
+    x, y = rng.standard_normal((8, 5, 3)).astype("f4"), rng.standard_normal((8, 5, 4)).astype("f4")
+    model = make_model()
+    stream, before = model.stream(8), model.predict(x)
+    for _ in range(4):
+        other = make_model()
+        other.load_state_dict(model.state_dict())
+        for each in (model, other):  # the one has packed its weights before, the other has not
+            each.train_on_batch(x, y)
+        assert_same(model.state_dict(), other.state_dict())
+        third = make_model()
+        third.load_state_dict(model.state_dict())
+        np.testing.assert_array_equal(model.predict(x), third.predict(x))
+        stream.reset()
+        steps = np.stack([stream.step(x[:, t]).copy() for t in range(5)], axis=1)
+        again = third.stream(8)
+        np.testing.assert_array_equal(steps, np.stack([again.step(x[:, t]).copy() for t in range(5)], axis=1))
+    assert not np.array_equal(model.predict(x), before)
+
+
+@pytest.mark.parametrize("changed", ["load_state_dict", "parameters"])
+@pytest.mark.usefixtures("fused")
+def test_a_call_of_another_thread_meanwhile_leaves_nothing_stale(rng, changed):
+    """Here it comes before every line of what changes the weights, or gives them away to be changed."""
+    layer = LSTM(3, 17, rng=0)
+    x = rng.standard_normal((4, 2, 3)).astype("f4")
+    values = {name: 2 * value for name, value in layer.state_dict().items()}
+    called = 0
+
+    def on_line(frame, event, argument):
+        nonlocal called
+        if event == "line":
+            sys.settrace(None)
+            layer(x)
+            called += 1
+            sys.settrace(on_call)
+        return on_line
+
+    def on_call(frame, event, argument):
+        return on_line if frame.f_code.co_name == changed else None
+
+    before = sys.gettrace()
+    sys.settrace(on_call)
+    try:
+        views = layer.load_state_dict(values) if changed == "load_state_dict" else layer.parameters
+    finally:
+        sys.settrace(before)
+    assert called >= 2
+    if views is not None:
+        for name, value in values.items():
+            np.copyto(views[name], value)
+        del views
+    assert_same(infer(layer, x), infer(twin(layer), x))
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_weights_that_nobody_can_change_are_not_packed_again(rng, cell, use):
+    """So what is done behind the layer's back, by address alone, is not seen, until somebody has a view."""
+    layer = make_layer(cell, 3, 17)
+    x = rng.standard_normal((4, 2, 3)).astype("f4")
+    dy = normal(rng, x, 4, 2, layer.output_size)
+    run = USES[use](layer)
+    matrices = {
+        name: (view.ctypes.data, view.nbytes)
+        for name, view in layer.parameters.items()
+        if name.startswith("weight")
+    }
+    expected = run(x, dy)
+    for address, size in matrices.values():
+        ctypes.memset(address, 0, size)
+    for _ in range(3):
+        assert_same(run(x, dy), expected)
+    assert not layer.parameters["weight_hh_l0"].any()
+    changed = run(x, dy)
+    assert_same(changed, USES[use](twin(layer))(x, dy))
+    assert not np.array_equal(changed["y"], expected["y"])
+
+
+# ---- denormals ------------------------------------------------------------------------------------
+
+
+def denormals_are_kept():
+    """Whether this thread computes with denormals, in both precisions."""
+    kept = []
+    for dtype in DTYPES:
+        info = np.finfo(dtype)
+        smallest, tiny = np.full(64, info.smallest_subnormal), np.full(64, info.tiny)
+        kept += [*(smallest * info.dtype.type(1) != 0), *(tiny * info.dtype.type(0.5) != 0)]
+    assert all(kept) or not any(kept), "this thread is in two modes at once"
+    return all(kept)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_denormals_are_zeros(rng, cell, dtype, threads):
+    """In whatever is given, parameters as well: the results are those of zeros, and have none themselves."""
+    info = np.finfo(dtype)
+    fastrnn.set_num_threads(threads)
+    for T, B, I, H in [(7, 3, 1, 5), (9, 7, 3, 33)] if threads == 1 else WORK.values():
+
+        def spoiled(value, rng=rng):
+            """(value with denormals, value with zeros in their place)"""
+            small = (info.tiny * rng.uniform(-0.9, 0.9, value.shape)).astype(dtype)
+            small = np.where(rng.random(value.shape) < 0.3, small, value)
+            return small, np.where(np.abs(small) < info.tiny, np.copysign(info.dtype.type(0), small), small)
+
+        problem = make(rng, cell, T, B, I, H, dtype)
+        pairs = {name: spoiled(value) for name, value in problem.arrays().items()}
+        pairs["dy"] = spoiled(problem.dy)
+        dstates = [spoiled(d) for d in problem.dstate]
+        results = []
+        for k in range(2):
+            each = replace(problem, dy=pairs["dy"][k], dstate=tuple(pair[k] for pair in dstates))
+            for name in problem.arrays():
+                each = each.replace(name, pairs[name][k])
+            results.append(each.run(functional))
+        assert (np.abs(pairs["x"][0][pairs["x"][1] == 0]) > 0).any()
+        assert_same(*results, f"T={T} B={B} I={I} H={H}:")
+        for name, value in results[0].items():
+            size = np.abs(value)
+            assert not ((size > 0) & (size < info.tiny)).any(), name
+        assert denormals_are_kept()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("fused")
+def test_a_gradient_that_vanishes_is_zero(rng, cell, dtype):
+    problem = make(rng, cell, 400, 3, 2, 9, dtype)
+    weights = {name: 0.1 * value for name, value in problem.parameters.items()}
+    dy = np.zeros_like(problem.dy)
+    dy[-1] = 1
+    zeros = tuple(np.zeros_like(d) for d in problem.dstate)
+    result = replace(problem, parameters=weights, dy=dy, dstate=zeros).run(functional)
+    size = np.abs(result["dx"])
+    assert not ((size > 0) & (size < np.finfo(dtype).tiny)).any()
+    if cell != "rnn relu" or size.any():
+        assert size[-1].any()
+    assert not np.abs(result["dx"][0]).any() or dtype == "float64"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("fused")
+def test_the_callers_floating_point_mode_is_left_alone(rng, threads):
+    import torch
+
+    fastrnn.set_num_threads(threads)
+    T, B, I, H = WORK["rows divided"]
+    layer = LSTM(I, H, rng=0)
+    x = rng.standard_normal((T, B, I)).astype("f4")
+    stream = layer.stream(B)
+
+    def use():
+        yield infer(layer, x)
+        yield infer(layer, x, lengths=[T] * B)
+        yield train(layer, x)
+        yield walk(stream, x)
+        yield make(rng, "gru", 3, 2, 3, 5, "float64").run(functional)
+        yield fastrnn.Dense(I, 300, rng=0)(x)
+
+    def fail():
+        for call in (
+            lambda: layer(x[..., :1]),
+            lambda: layer(x, np.zeros(3)),
+            lambda: layer.backward(layer.forward(x)[2], x[:1]),
+            lambda: stream.step(x),
+            lambda: functional.lstm(x, None, x[0], x[0]),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                call()
+            yield
+
+    assert denormals_are_kept()
+    for _ in (*use(), *fail()):
+        assert denormals_are_kept()
+    if torch.set_flush_denormal(True):  # a caller who wants them flushed
+        try:
+            flushed = [not denormals_are_kept() for _ in (*use(), *fail())]
+        finally:
+            torch.set_flush_denormal(False)
+        assert all(flushed)
+
+
+# ---- processes, threads, Ctrl-C -------------------------------------------------------------------
+
+
+def test_a_forked_process_works(fused):
+    """Forked by a process that has started its threads; and while one of them runs a layer."""
+    code = """
+        import multiprocessing, os, signal, threading
+        import numpy as np
+        import fastrnn
+
+        def run(H):
+            layer = fastrnn.LSTM(4, H, 2, rng=H)
+            x = np.random.default_rng(H).standard_normal((100 if H < 10 else 10, 64, 4)).astype("f4")
+            y, _, tape = layer.forward(x)
+            grads = layer.backward(tape, y)
+            return b"".join(a.tobytes() for a in (y, layer(x)[0], grads.x, *grads.parameters.values()))
+
+        def tasks():
+            return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+
+        def child():
+            signal.alarm(30)  # does not wait for ever
+            before = tasks()
+            same = all(run(H) == bits for H, bits in expected.items())
+            return same and tasks() == (before and before + 1)  # threads of its own
+
+        fastrnn.set_num_threads(1)
+        expected = {H: run(H) for H in (6, 128)}
+        fastrnn.set_num_threads(2)
+        assert {H: run(H) for H in (6, 128)} == expected
+        done = threading.Event()
+
+        def keep_busy():
+            while not done.is_set():
+                run(6)
+
+        busy = threading.Thread(target=keep_busy)
+        for k in range(6):
+            if k == 2:
+                busy.start()
+            pid = os.fork()
+            if not pid:
+                try:
+                    os._exit(0 if child() else 1)
+                finally:
+                    os._exit(2)
+            assert os.waitpid(pid, 0)[1] == 0, k
+        done.set()
+        busy.join()
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map_async(run, [6, 128] * 2).get(30) == [*expected.values()] * 2
+        assert {H: run(H) for H in (6, 128)} == expected
+        print("done")
+    """
+    assert in_new_process(code, fused) == "done\n"
+
+
+@pytest.mark.usefixtures("fused")
+def test_many_threads_at_once(rng):
+    """Eight of Python's share layers and the engine's two; one has those two, the others work alone."""
+    fastrnn.set_num_threads(1)
+    layers = [make_layer(cell, 5, 48, 2, bidirectional=k % 2 > 0) for k, cell in enumerate(CELLS)]
+    inputs = [rng.standard_normal((T, B, 5)).astype("f4") for T, B in ((40, 20), (60, 9), (5, 1))]
+
+    def run(job):
+        kind, layer, x = job
+        if kind == "stream":
+            return walk(layer.stream(x.shape[1]), x)
+        return train(layer, x) if kind == "train" else infer(layer, x)
+
+    jobs = [
+        (kind, layer, x)
+        for kind in ("call", "train", "stream")
+        for layer in layers
+        for x in inputs
+        if kind != "stream" or not layer.bidirectional
+    ]
+    expected = [run(job) for job in jobs]
+    fastrnn.set_num_threads(2)
+    with ThreadPoolExecutor(8) as pool:
+        same_layer = [0] * 32
+        mixed = rng.permutation(np.repeat(np.arange(len(jobs)), 4)).tolist()
+        for order in (same_layer, mixed):
+            for job, result in zip(order, pool.map(lambda k: run(jobs[k]), order), strict=True):
+                assert_same(result, expected[job], f"{jobs[job][:2]}")
+
+
+@pytest.mark.usefixtures("fused")
+def test_many_threads_may_be_the_first_to_use_a_layer(rng):
+    """None of them finds weights that another has packed in part."""
+    fastrnn.set_num_threads(2)
+    x = rng.standard_normal((5, 2, 3)).astype("f4")
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            layer = LSTM(3, 64, rng=0)
+            expected = train(twin(layer), x)
+            for result in pool.map(lambda _, layer=layer: train(layer, x), range(8)):
+                assert_same(result, expected)
+
+
+INTERRUPT = """
+    import os, signal, threading, time
+    import numpy as np
+    import fastrnn
+
+    count, raised, kept = 0, 0.0, []
+
+    def on_signal(number, frame):  # the second time it is Ctrl-C; the first shows that a call lets signals in
+        global count, raised
+        count += 1
+        kept.append(np.finfo("f4").tiny * np.float32(0.5) != 0)
+        if count == 2:
+            raised = time.monotonic()
+            raise KeyboardInterrupt
+
+    def interrupt(call):
+        global count
+        count, done = 0, threading.Event()
+
+        def send():
+            while not done.wait(0.02):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            call()
+        except KeyboardInterrupt:
+            late = time.monotonic() - raised
+        else:
+            late = None
+        finally:
+            done.set()
+            sender.join()
+        assert late is not None, f"not interrupted, signals seen: {count}"
+        assert late < 1, f"{late:.2f} s late"
+
+    signal.signal(signal.SIGINT, on_signal)
+    fastrnn.set_num_threads(threads)
+    x = np.zeros((T, B, 1), "f4")
+"""
+
+
+@pytest.mark.parametrize(
+    ("threads", "T", "B"), [(1, 5000, 32), (2, 5000, 32), (2, 100_000, 1)], ids=["1", "2, rows", "2, units"]
+)
+@pytest.mark.parametrize("keep", [False, True], ids=["call", "forward"])
+def test_ctrl_c_ends_a_long_call(fused, keep, threads, T, B):
+    """At once, and what is called next gives what it always gave."""
+    code = """
+        layer, small = fastrnn.LSTM(1, 512, rng=0), np.ones((20, B, 1), "f4")
+        expected = layer(small)[0]
+        interrupt(lambda: layer.forward(x) if keep else layer(x))
+        assert np.array_equal(layer(small)[0], expected)
+        assert np.array_equal(layer.forward(small)[0], expected)
+        kept.append(np.finfo("f4").tiny * np.float32(0.5) != 0)
+        assert all(kept)
+    """
+    values = {"keep": keep, "threads": threads, "T": T, "B": B}
+    in_new_process(textwrap.dedent(INTERRUPT) + textwrap.dedent(code), fused, **values)
+
+
+@pytest.mark.parametrize(
+    ("threads", "T", "B"), [(1, 350, 32), (2, 700, 32), (2, 2500, 7)], ids=["1", "2, rows", "2, units"]
+)
+def test_ctrl_c_ends_a_long_backward(fused, threads, T, B):
+    code = """
+        layer, small = fastrnn.RNN(1, 1024, rng=0), np.ones((20, B, 1), "f4")
+        y, _, tape_of_small = layer.forward(small)
+        expected = layer.backward(tape_of_small, y)
+        _, _, tape = layer.forward(x)
+        interrupt(lambda: layer.backward(tape, None, np.ones((1, B, 1024), "f4")))
+        again = layer.backward(tape_of_small, y)
+        assert np.array_equal(again.x, expected.x)
+        for name, value in expected.parameters.items():
+            assert np.array_equal(again.parameters[name], value)
+        kept.append(np.finfo("f4").tiny * np.float32(0.5) != 0)
+        assert all(kept)
+    """
+    values = {"threads": threads, "T": T, "B": B}
+    in_new_process(textwrap.dedent(INTERRUPT) + textwrap.dedent(code), fused, **values)
+
+
+@pytest.mark.parametrize("B", [31, 32], ids=["units", "rows"])
+def test_ctrl_c_with_more_threads_than_cores(fused, B):
+    """Whichever thread is behind when the call is told to end, all of them end."""
+    code = """
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+        layer = fastrnn.RNN(1, 256 if B < 32 else 64, rng=0)
+        for _ in range(5):
+            interrupt(lambda: layer(x))
+        print("done")
+    """
+    values = {"threads": 8, "T": 200_000, "B": B}
+    code = textwrap.dedent(INTERRUPT) + textwrap.dedent(code)
+    assert in_new_process(code, fused, timeout=20, **values) == "done\n"
