@@ -102,6 +102,6 @@ class Layer:
             letters = "the parameter's own shape"
             check_shape(f"{owner}.load_state_dict", name, value, letters, parameter.shape)
             fitting[name] = value.copy()  # it may be a view of another parameter
+        parameters = self.parameters  # views, so that even a call that Ctrl-C cuts short is noticed
         for name, value in fitting.items():
-            self._parameters[name][...] = value
-        self._lend()
+            parameters[name][...] = value

@@ -178,7 +178,7 @@ def test_a_row_is_the_same_in_any_batch(rng, cell, dtype):
             what = f"I={I} H={H} reverse={reverse} lengths={lengths}"
             problem = make(rng, cell, T, B, I, H, dtype, reverse=reverse, lengths=lengths)
             whole = problem.run(functional)
-            for row in rng.permutation(B)[:8]:
+            for row in rng.permutation(B)[:6]:
                 alone = only_rows(problem, [row]).run(functional)
                 assert_same(alone, rows_of(whole, [row]), f"{what}: row {row} alone:")
             for size in (2, 3, 7, 15, 16, 20):
@@ -433,7 +433,7 @@ def test_a_tape_gives_the_same_twice(rng, cell):
 # ---- numbers that are none ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.usefixtures("fused")
@@ -690,6 +690,41 @@ def test_a_call_of_another_thread_meanwhile_leaves_nothing_stale(rng, changed):
         for name, value in values.items():
             np.copyto(views[name], value)
         del views
+    assert_same(infer(layer, x), infer(twin(layer), x))
+
+
+@pytest.mark.usefixtures("fused")
+def test_ctrl_c_within_load_state_dict_leaves_nothing_stale(rng):
+    """Before whichever of its lines it comes: the layer computes with the weights that it has then."""
+    layer = LSTM(3, 17, rng=0)
+    x = rng.standard_normal((4, 2, 3)).astype("f4")
+    before, interrupted = sys.gettrace(), 0
+    while True:
+        infer(layer, x)
+        lines = interrupted
+
+        def on_line(frame, event, argument):
+            nonlocal lines
+            if event == "line":
+                if not lines:
+                    raise KeyboardInterrupt
+                lines -= 1
+            return on_line
+
+        def on_call(frame, event, argument, on_line=on_line):
+            return on_line if frame.f_code.co_name == "load_state_dict" else None
+
+        values = {name: normal(rng, value) for name, value in layer.state_dict().items()}
+        sys.settrace(on_call)
+        try:
+            layer.load_state_dict(values)
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(before)
+        assert_same(infer(layer, x), infer(twin(layer), x), f"before line {interrupted}:")
+    assert interrupted >= 10
     assert_same(infer(layer, x), infer(twin(layer), x))
 
 
@@ -971,19 +1006,19 @@ INTERRUPT = """
 @pytest.mark.parametrize(
     ("threads", "T", "B"), [(1, 5000, 32), (2, 5000, 32), (2, 100_000, 1)], ids=["1", "2, rows", "2, units"]
 )
-@pytest.mark.parametrize("keep", [False, True], ids=["call", "forward"])
-def test_ctrl_c_ends_a_long_call(fused, keep, threads, T, B):
+def test_ctrl_c_ends_a_long_call(fused, threads, T, B):
     """At once, and what is called next gives what it always gave."""
     code = """
         layer, small = fastrnn.LSTM(1, 512, rng=0), np.ones((20, B, 1), "f4")
         expected = layer(small)[0]
-        interrupt(lambda: layer.forward(x) if keep else layer(x))
-        assert np.array_equal(layer(small)[0], expected)
-        assert np.array_equal(layer.forward(small)[0], expected)
+        for call in layer, layer.forward:
+            interrupt(lambda: call(x))
+            assert np.array_equal(layer(small)[0], expected)
+            assert np.array_equal(layer.forward(small)[0], expected)
         kept.append(np.finfo("f4").tiny * np.float32(0.5) != 0)
         assert all(kept)
     """
-    values = {"keep": keep, "threads": threads, "T": T, "B": B}
+    values = {"threads": threads, "T": T, "B": B}
     in_new_process(textwrap.dedent(INTERRUPT) + textwrap.dedent(code), fused, **values)
 
 

@@ -133,7 +133,7 @@ INLINE void NAME(tile_)(const int R, const int Q, const product_t *p, fastrnn_si
     X(8, 1) X(8, 2) X(8, 3)
 static const unsigned char NAME(widest_)[MOST_ROWS + 1] = {0, 12, 12, 8, 6, 4, 4, 3, 3};
 static const unsigned char NAME(tallest_)[5] = {0, 6, 6, 8, 6};
-#define COLUMN_ROWS 8
+#define COLUMN_ROWS (LANES < 8 ? LANES : 8) /* of a tile whose rows are columns of panels: none crosses two */
 #else
 #define MOST_ROWS 6
 #define MOST_PANELS 12
@@ -143,7 +143,7 @@ static const unsigned char NAME(tallest_)[5] = {0, 6, 6, 8, 6};
     X(5, 1) X(5, 2) X(6, 1) X(6, 2)
 static const unsigned char NAME(widest_)[MOST_ROWS + 1] = {0, 12, 6, 4, 3, 2, 2};
 static const unsigned char NAME(tallest_)[5] = {0, 6, 6, 4, 6};
-#define COLUMN_ROWS 4
+#define COLUMN_ROWS (LANES < 4 ? LANES : 4)
 #endif
 
 TILES(DEFINE_TILE)

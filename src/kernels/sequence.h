@@ -606,19 +606,21 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
 /* ---- the table's entries -------------------------------------------------------------------------- */
 
 /* Work that is too small to share: waking a thread costs some microseconds, a barrier some tenths. */
-#define SHARED_CALL_FLOPS 2000000
-#define SHARED_STEP_FLOPS 200000
+#ifndef FASTRNN_SHARED_CALL_FLOPS /* tests want even the smallest work to be shared */
+#define FASTRNN_SHARED_CALL_FLOPS 2000000
+#define FASTRNN_SHARED_STEP_FLOPS 200000
+#endif
 
 static int NAME(useful_threads_)(const run_t *run)
 {
     const fastrnn_size G = fastrnn_cell_shapes[run->cell].gates * run->H;
     const double call = 2.0 * (double)run->offsets[run->T] * (double)G * (double)(run->I + run->P);
     int threads = run->threads;
-    if (call < SHARED_CALL_FLOPS)
+    if (call < FASTRNN_SHARED_CALL_FLOPS)
         return 1;
     if (run->B < 4 * threads) { /* units are divided */
         const double step = 2.0 * (double)run->B * (double)G * (double)run->P;
-        while (threads > 1 && (step < SHARED_STEP_FLOPS * (threads - 1) || panel_count(run->H) < 2 * threads))
+        while (threads > 1 && (step < FASTRNN_SHARED_STEP_FLOPS * (threads - 1) || panel_count(run->H) < 2 * threads))
             threads--;
     }
     return threads;
@@ -674,7 +676,7 @@ static void NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, 
               .a_row = a_row, .a_k = a_k, .to = c, .ld_to = N},
         .rows = M,
     };
-    if (2.0 * (double)M * (double)N * (double)K < SHARED_CALL_FLOPS)
+    if (2.0 * (double)M * (double)N * (double)K < FASTRNN_SHARED_CALL_FLOPS)
         threads = 1;
     fastrnn_parallel(threads, NAME(work_multiply_), &shared);
 }

@@ -61,8 +61,6 @@
 #undef cells
 #undef least
 #undef greatest
-#undef SHARED_CALL_FLOPS
-#undef SHARED_STEP_FLOPS
 #undef FETCH_BYTES
 #undef UNUSED
 #undef FORWARD

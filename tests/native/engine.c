@@ -1,0 +1,380 @@
+/* Runs the fused engine, without Python, on made-up problems and prints one line for each: a hash of the bits
+ * of every result. Two runs agree to the last bit where their lines are the same, whatever instruction set,
+ * processor, compiler or number of threads each had; tests/native/run compares them.
+ *
+ *     engine                          the instruction sets that can be asked for
+ *     engine ISA THREADS small|large
+ *
+ * The small problems have every shape that leaves a vector, a tile or a chunk incomplete. The large ones are
+ * large enough to be worth sharing, by rows and by units; that they are in fact shared is checked, so that a
+ * change of the thresholds in sequence.h cannot make the comparison of threads an empty one.
+ *
+ * Scratch and results begin as NaNs, so whatever is read before it is written shows in a result; arrays have
+ * their exact size and no more alignment than their elements need, so sanitizers see what reaches too far.
+ */
+#include "kernels.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    int cell, single, reverse, mixed, projected; /* mixed: rows of different lengths */
+    fastrnn_size T, B, I, H;
+} problem;
+
+static const fastrnn_isa *isa;
+static int threads, must_share;
+static size_t item; /* bytes of the real type at hand */
+static const char *title;
+
+static void fail(const char *what)
+{
+    printf("FAILED: %s\n", what); /* among the lines, so that it is seen which one */
+    fprintf(stderr, "%s, %d threads, %s: %s\n", isa ? isa->name : "-", threads, title ? title : "", what);
+    exit(1);
+}
+
+/* ---- memory --------------------------------------------------------------------------------------- */
+
+static void *blocks[64];
+static int block_count;
+
+static void *block(size_t size, size_t skip)
+{
+    void *start;
+    if (block_count == sizeof blocks / sizeof *blocks || posix_memalign(&start, 64, size + skip))
+        fail("out of memory");
+    blocks[block_count++] = start;
+    memset(start, 0xff, size + skip);
+    return (char *)start + skip;
+}
+
+/* n numbers, aligned as the caller's own arrays may be: not at all. */
+static void *array(fastrnn_size n) { return block((size_t)n * item, item); }
+static void *array_if(int needed, fastrnn_size n) { return needed ? array(n) : NULL; }
+static void *panels(fastrnn_size n) { return block((size_t)n * item, 0); }
+
+static void *copy(const void *from, fastrnn_size n)
+{
+    return from ? memcpy(array(n), from, (size_t)n * item) : NULL;
+}
+
+static void free_all(void)
+{
+    while (block_count)
+        free(blocks[--block_count]);
+}
+
+/* ---- numbers -------------------------------------------------------------------------------------- */
+
+static uint64_t seed;
+
+static int64_t next_bits(void) /* 24 of them, signed: a float holds them all, so every sum has to round */
+{
+    seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (int64_t)(seed >> 40) - (1 << 23);
+}
+
+static int one_in(int n) { return (next_bits() & 0xffff) % n == 0; }
+
+/* n numbers below 2/sqrt(K), by a power of two: a sum of K products of them stays moderate. */
+static void *numbers(fastrnn_size n, fastrnn_size K)
+{
+    void *out = array(n);
+    double scale = 1.0 / (1 << 23);
+    for (; K > 4; K = (K + 3) / 4)
+        scale /= 2;
+    for (fastrnn_size k = 0; k < n; k++) {
+        const double value = (double)next_bits() * scale;
+        if (item == sizeof(float))
+            ((float *)out)[k] = (float)value;
+        else
+            ((double *)out)[k] = value;
+    }
+    return out;
+}
+
+static uint64_t hash(const void *from, size_t size) /* FNV-1a */
+{
+    uint64_t h = UINT64_C(0xcbf29ce484222325);
+    for (const unsigned char *at = from, *end = at + size; at < end; at++)
+        h = (h ^ *at) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+/* Prints the hash of rows by `columns` numbers, and of what lies between them, which nobody may touch. */
+static void report(const char *name, const void *from, fastrnn_size rows, fastrnn_size columns, fastrnn_size ld)
+{
+    if (!from)
+        return;
+    printf(" %s %016llx", name, (unsigned long long)hash(from, (size_t)(rows * ld) * item));
+    for (fastrnn_size row = 0; row < rows; row++)
+        for (fastrnn_size k = row * ld; k < row * ld + columns; k++)
+            if (!isfinite(item == sizeof(float) ? (double)((const float *)from)[k] : ((const double *)from)[k]))
+                fail("a result is not finite");
+}
+
+/* ---- the engine's functions, of the real type at hand --------------------------------------------- */
+
+#define CALL(F, ...) (item == sizeof(float) ? isa->f32->F(__VA_ARGS__) : isa->f64->F(__VA_ARGS__))
+
+static void *pack_rows(int count, fastrnn_size units, fastrnn_size K, const void *w, void *to)
+{
+    CALL(pack_rows, count, units, K, w, to);
+    return to;
+}
+
+static void *pack_columns(fastrnn_size units, fastrnn_size K, const void *w)
+{
+    void *to = panels(CALL(packed_size, 1, units, K));
+    CALL(pack_columns, units, K, w, to);
+    return to;
+}
+
+/* In the place of the engine's calls of fastrnn_parallel (ld --wrap). */
+void __real_fastrnn_parallel(int n, void (*work)(void *context, fastrnn_member me), void *context);
+void __wrap_fastrnn_parallel(int n, void (*work)(void *context, fastrnn_member me), void *context);
+void __wrap_fastrnn_parallel(int n, void (*work)(void *context, fastrnn_member me), void *context)
+{
+    if (must_share && n != threads)
+        fail("too small to be shared by all threads");
+    __real_fastrnn_parallel(n, work, context);
+}
+
+enum { STOP = 7 };
+static int count_down(void *context) { return --*(int *)context == 0 ? STOP : 0; }
+
+static fastrnn_size least(fastrnn_size a, fastrnn_size b) { return a < b ? a : b; }
+
+/* ---- a run, there and back ------------------------------------------------------------------------ */
+
+static void solve(problem q)
+{
+    const fastrnn_cell_shape shape = fastrnn_cell_shapes[q.cell];
+    const fastrnn_size T = q.T, B = q.B, I = q.I, H = q.H, P = q.projected ? H * 3 / 4 + 1 : H;
+    const fastrnn_size G = shape.gates * H, AH = shape.accumulators * H, direct = shape.hidden_blocks * H;
+    const int wants_units = q.projected || shape.has_reset;
+    char name[160];
+    item = q.single ? sizeof(float) : sizeof(double);
+    snprintf(name, sizeof name, "%s%s %s T%d B%d I%d H%d%s%s", shape.name, q.projected ? " projected" : "",
+             q.single ? "f32" : "f64", (int)T, (int)B, (int)I, (int)H, q.reverse ? " reverse" : "",
+             q.mixed ? " mixed" : "");
+    title = name;
+    seed = hash(name, strlen(name));
+    printf("%s:", name);
+
+    fastrnn_size *offsets = calloc((size_t)T + 1, sizeof *offsets); /* the last of mixed rows may have none */
+    if (!offsets)
+        fail("out of memory");
+    for (fastrnn_size t = 0; t < T; t++) {
+        offsets[t + 1] = offsets[t];
+        for (fastrnn_size row = 0; row < B; row++)
+            offsets[t + 1] += t < (q.mixed ? T - row * (T + 1) / B : T);
+    }
+    const fastrnn_size N = offsets[T];
+
+    /* Weights, then the packed copies as Weights.pack in _kernels.pyx lays them out. */
+    const void *w_ih = numbers(G * I, I), *w_hh = numbers(G * P, P), *bias = numbers(AH, 1);
+    const void *w_hr = q.projected ? numbers(P * H, H) : NULL;
+    const fastrnn_size size_hh = CALL(packed_size, shape.hidden_blocks, H, P);
+    char *packed_hh = panels(size_hh + (shape.has_reset ? CALL(packed_size, 1, H, H) : 0));
+    pack_rows(shape.hidden_blocks, H, P, w_hh, packed_hh);
+    if (shape.has_reset)
+        pack_rows(1, H, H, (const char *)w_hh + (size_t)(direct * H) * item, packed_hh + (size_t)size_hh * item);
+
+    const void *h = numbers(B * P, 1), *c = shape.has_c ? numbers(B * H, 1) : NULL;
+    const fastrnn_size ldy = P + (one_in(2) ? 3 : 0);
+    int polls;
+    fastrnn_run run = {
+        .cell = q.cell,
+        .reverse = q.reverse,
+        .projected = q.projected,
+        .T = T,
+        .B = B,
+        .I = I,
+        .H = H,
+        .P = P,
+        .chunk = one_in(3) ? 1000 : B + (N - B) / 3, /* all steps at once, or some */
+        .ldy = ldy,
+        .offsets = offsets,
+        .x = numbers(N * I, 1),
+        .bias = copy(bias, AH),
+        .unit = array_if(wants_units, B * H),
+        .packed_ih = pack_rows(shape.gates, H, I, w_ih, panels(CALL(packed_size, shape.gates, H, I))),
+        .packed_hh = packed_hh,
+        .packed_hr = q.projected ? pack_rows(1, P, H, w_hr, panels(CALL(packed_size, 1, P, H))) : NULL,
+        .threads = threads,
+        .poll = count_down,
+        .poll_context = &polls,
+    };
+
+    /* Inference, once to the end and once stopped half way, at which no thread may be left waiting. */
+    const void *y = NULL, *h_n = NULL, *c_n = NULL;
+    for (int stop = 0; stop < 2; stop++) {
+        polls = stop ? 1 - polls / 2 : 0;
+        run.y = array(N * ldy);
+        run.h = copy(h, B * P);
+        run.c = copy(c, B * H);
+        run.gates = array(least(run.chunk, N) * AH);
+        if (CALL(run_forward, &run) != stop * STOP)
+            fail("not stopped by poll, or by nobody");
+        if (!stop)
+            y = run.y, h_n = run.h, c_n = run.c;
+    }
+    report("y", y, N, P, ldy);
+    report("h", h_n, B, P, P);
+    report("c", c_n, B, H, H);
+
+    /* The same, keeping what BPTT wants. */
+    run.stop[0] = run.stop[1] = 0;
+    run.keep = 1;
+    run.y = array(N * ldy);
+    run.h = copy(h, B * P);
+    run.c = copy(c, B * H);
+    run.gates = shape.accumulators == 1 && ldy == H ? run.y : array(N * AH); /* an RNN keeps just its output */
+    run.c_kept = array_if(shape.has_c, N * H);
+    CALL(run_forward, &run);
+    if (memcmp(run.y, y, (size_t)(N * ldy) * item) || memcmp(run.h, h_n, (size_t)(B * P) * item) ||
+        (c && memcmp(run.c, c_n, (size_t)(B * H) * item)))
+        fail("differs with keep");
+
+    run.h = copy(h, B * P);
+    run.c = copy(c, B * H);
+    run.chunk = one_in(3) ? N : least(B + (N - B) / 2, N);
+    run.lddy = P + (one_in(2) ? 5 : 0);
+    run.dy = one_in(8) ? NULL : numbers(N * run.lddy, 1);
+    run.dh = numbers(B * P, 1);
+    run.dc = c ? numbers(B * H, 1) : NULL;
+    run.accumulate_dx = one_in(2);
+    run.dx = one_in(8) ? NULL : run.accumulate_dx ? numbers(N * I, 1) : array(N * I);
+    run.dweight_ih = numbers(G * I, 1);
+    run.dweight_hh = numbers(G * P, 1);
+    run.dweight_hr = q.projected ? numbers(P * H, 1) : NULL;
+    run.bias = numbers(AH, 1);
+    run.columns_ih = pack_columns(I, G, w_ih);
+    run.columns_hh = pack_columns(P, G, w_hh);
+    run.columns_hr = q.projected ? pack_columns(H, P, w_hr) : NULL;
+    run.dgates = array(run.chunk * AH);
+    run.units = array_if(wants_units, run.chunk * H);
+    run.dh_kept = array_if(q.projected, run.chunk * P);
+    run.dunit = array_if(q.projected, B * H);
+    run.panels_dgates = panels(CALL(packed_size, 1, AH, run.chunk));
+    run.panels_h = panels(CALL(packed_size, 1, P, run.chunk));
+    run.panels_x = panels(CALL(packed_size, 1, I, run.chunk));
+    run.panels_units = wants_units ? panels(CALL(packed_size, 1, H, run.chunk)) : NULL;
+    CALL(run_backward, &run);
+    report("dx", run.dx, N, I, I);
+    report("dh", run.dh, B, P, P);
+    report("dc", run.dc, B, H, H);
+    report("dw_ih", run.dweight_ih, G, I, I);
+    report("dw_hh", run.dweight_hh, G, P, P);
+    report("dw_hr", run.dweight_hr, P, H, H);
+    report("dbias", run.bias, 1, AH, AH);
+    printf("\n");
+    free(offsets);
+    free_all();
+}
+
+/* c (M, N) = a b, or a^T b */
+static void multiply(int single, int transpose, fastrnn_size M, fastrnn_size N, fastrnn_size K)
+{
+    char name[80];
+    item = single ? sizeof(float) : sizeof(double);
+    snprintf(name, sizeof name, "multiply %s%s %d %d %d", single ? "f32" : "f64", transpose ? " transposed" : "",
+             (int)M, (int)N, (int)K);
+    title = name;
+    seed = hash(name, strlen(name));
+    printf("%s:", name);
+    const void *a = numbers(M * K, K), *b = numbers(K * N, K);
+    void *c = array(M * N);
+    CALL(multiply, M, N, K, a, transpose ? 1 : K, transpose ? M : 1, pack_columns(N, K, b), c, threads);
+    report("c", c, M, N, N);
+    printf("\n");
+    free_all();
+}
+
+/* Every cell of so many gates at least, and the projected form of those that have one. */
+static void each(problem q, int least_gates)
+{
+    for (q.cell = 0; q.cell < FASTRNN_CELLS; q.cell++)
+        for (q.projected = 0; q.projected <= fastrnn_cell_shapes[q.cell].has_c; q.projected++)
+            if (fastrnn_cell_shapes[q.cell].gates >= least_gates)
+                solve(q);
+}
+
+static void small_problems(void)
+{
+    static const int H[] = {1, 5, 17, 33, 64}, B[] = {1, 3, 7, 20}, I[] = {1, 3, 13};
+    int n = 0;
+    for (int k = 0; k < 5; k++)
+        for (int row = 0; row < 4; row++)
+            for (int way = 0; way < (B[row] > 1 ? 8 : 4); way++)
+                each((problem){.single = way % 2,
+                               .T = 6 + n % 4,
+                               .B = B[row],
+                               .I = I[n % 3],
+                               .H = H[k],
+                               .reverse = way / 2 % 2,
+                               .mixed = way / 4},
+                     0),
+                    n += way % 2;
+    for (int single = 0; single < 2; single++)
+        for (int k = 0; k < 10; k++)
+            multiply(single, k % 2, 1 + 5 * k, 3 + 17 * k % 40, 1 + 29 * k % 50);
+}
+
+/* Few rows: the units are divided. Thirteen rows are shared by two or three threads as they are, among four
+ * the units are; twenty rows, which project their inputs step by step, come to that with six. */
+static void large_problems(void)
+{
+    static const struct {
+        int B, H, I, T, gates, shared;
+    } shapes[] = {{3, 330, 13, 5, 0, 4}, {1, 333, 7, 5, 3, 4}, {13, 160, 3, 6, 0, 4}, {20, 192, 21, 4, 0, 6}};
+    for (int k = 0; k < 4; k++)
+        for (int way = 0; way < 2; way++) {
+            must_share = threads <= shapes[k].shared;
+            each((problem){.single = (way + k / 2) % 2,
+                           .T = shapes[k].T,
+                           .B = shapes[k].B,
+                           .I = shapes[k].I,
+                           .H = shapes[k].H,
+                           .reverse = (k + way) % 2,
+                           .mixed = way && shapes[k].B > 1},
+                 shapes[k].gates);
+        }
+    must_share = 1;
+    for (int single = 0; single < 2; single++) {
+        multiply(single, 0, 3, 1100, 401); /* by columns, by rows */
+        multiply(single, 1, 201, 103, 99);
+    }
+}
+
+int main(int count, char **arguments)
+{
+    const fastrnn_isa *isas[FASTRNN_MOST_ISAS + 1];
+    int isa_count = fastrnn_available_isas(isas);
+#ifdef WITH_WIDE
+    extern const fastrnn_isa fastrnn_isa_wide; /* isa_wide.c; wants what the widest of the others has */
+    if (isa_count > 1)
+        isas[isa_count++] = &fastrnn_isa_wide;
+#endif
+    for (int k = 0; k < isa_count; k++)
+        if (isas[k]->f32->run_forward && count == 1)
+            printf("%s\n", isas[k]->name);
+        else if (isas[k]->f32->run_forward && count == 4 && !strcmp(isas[k]->name, arguments[1]))
+            isa = isas[k];
+    if (count == 1)
+        return 0;
+    threads = count == 4 ? atoi(arguments[2]) : 0;
+    if (!isa || threads < 1) {
+        fprintf(stderr, "usage: engine [ISA THREADS small|large]\n");
+        return 2;
+    }
+    if (strcmp(arguments[3], "large"))
+        small_problems();
+    else
+        large_problems();
+    return 0;
+}
