@@ -58,7 +58,7 @@ class Layer:
         raise NotImplementedError
 
     def _lend(self) -> None:
-        """Called when parameters have changed or soon may: a layer may hold something that was made from them."""
+        """Called when parameters may change: a layer may hold something that was made from them."""
 
     @property
     def parameters(self) -> Mapping[str, Array]:

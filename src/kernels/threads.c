@@ -40,7 +40,7 @@ void fastrnn_restore_mode(uint64_t mode) { (void)mode; }
 
 enum {
     MOST_THREADS = 256,
-    BARRIER_SPINS = 4000, /* then let others run: a member may have lost its core */
+    BARRIER_SPINS = 500, /* some microseconds, then let others run: a member may have lost its core */
     IDLE_SPINS = 1000     /* some ten microseconds, then sleep */
 };
 

@@ -346,8 +346,9 @@ static void large_problems(void)
         }
     must_share = 1;
     for (int single = 0; single < 2; single++) {
-        multiply(single, 0, 3, 1100, 401); /* by columns, by rows */
+        multiply(single, 0, 3, 1100, 401); /* shared by columns, by rows, in several passes */
         multiply(single, 1, 201, 103, 99);
+        multiply(single, 0, 300, 60, 250);
     }
 }
 
