@@ -8,7 +8,7 @@
  *
  * w is packed in panels, each the K rows of one vector of columns, panel[k][lane]; the panels of all blocks
  * of one vector of units follow each other. A tile is R rows by Q panels, held in registers. Each number
- * of `to` is one chain of fused run_product-adds in the order of k, whatever R, Q and LANES are: that is why a
+ * of `to` is one chain of fused multiply-adds in the order of k, whatever R, Q and LANES are: that is why a
  * row has the same bits alone or in a batch, on any number of threads, and on any instruction set that has
  * the instruction.
  */
@@ -121,7 +121,7 @@ INLINE void NAME(tile_)(const int R, const int Q, const product_t *p, fastrnn_si
 
 /* Every tile that is used, R*Q <= TILE_VECTORS; the most panels for a number of rows, MOST_ROWS at most;
  * and the rows of a tile when there are enough of them, by the number of blocks. One row wants some ten
- * chains at once to hide the latency of the run_product-add; many rows want an outer product near a square. */
+ * chains at once to hide the latency of the multiply-add; many rows want an outer product near a square. */
 #if TILE_VECTORS == 24
 #define MOST_ROWS 8
 #define MOST_PANELS 12
