@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from fastrnn import sequence
+from fastrnn import _kernels, sequence
 
 T, H = 200_000, 256  # seconds of work
 
@@ -16,10 +16,11 @@ T, H = 200_000, 256  # seconds of work
 @pytest.fixture
 def problem():
     zeros = np.zeros((H, H), "f4")
-    weights = sequence.Weights(zeros, zeros, None, None, None)
+    cell = sequence.CELLS["rnn_tanh"]
+    weights = _kernels.Weights(cell.number, zeros, zeros)
     x = np.zeros((T, H), "f4")
     state = (np.zeros((1, H), "f4"), None)
-    return sequence.CELLS["rnn_tanh"], weights, sequence.Packing(T, 1), x, state
+    return cell, weights, sequence.Packing(T, 1), x, state
 
 
 def interrupted(call):
@@ -30,6 +31,7 @@ def interrupted(call):
     timer.join()
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("keep", [False, True])
 def test_forward(problem, keep):
     cell, weights, packing, x, state = problem
@@ -39,6 +41,7 @@ def test_forward(problem, keep):
     assert np.isnan(y[-1]).all(), "it had not ended"
 
 
+@pytest.mark.usefixtures("engine")
 def test_backward(problem):
     cell, weights, packing, x, state = problem
     tape = sequence.DirectionTape(cell, weights, packing, False, x, state, x, x, None)
