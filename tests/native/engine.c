@@ -29,7 +29,7 @@ static int threads, must_share;
 static size_t item; /* bytes of the real type at hand */
 static const char *title;
 
-static void fail(const char *what)
+static _Noreturn void fail(const char *what)
 {
     printf("FAILED: %s\n", what); /* among the lines, so that it is seen which one */
     fprintf(stderr, "%s, %d threads, %s: %s\n", isa ? isa->name : "-", threads, title ? title : "", what);
