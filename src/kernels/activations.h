@@ -30,54 +30,75 @@
 #define SIGMOID_LIMIT 708.5
 #endif
 
-#define expm1_parts NAME(expm1_parts_)
+#define exp_parts NAME(exp_parts_)
 #define v_tanh NAME(v_tanh_)
 #define v_sigmoid NAME(v_sigmoid_)
 #define d_tanh NAME(d_tanh_)
 #define d_sigmoid NAME(d_sigmoid_)
 
-/* exp(t) = scale * (1 + y), |t| <= SIGMOID_LIMIT */
-INLINE V expm1_parts(V t, V *scale)
+/* exp(unit x) = scale (1 + y), |unit x| <= SIGMOID_LIMIT, unit a power of two; sum = 1 + scale, and what the
+ * rounding of y took from it.
+ *
+ * The terms of the polynomial are summed in pairs, which halves the chain of operations that a step of a
+ * small layer waits for. Powers of `unit` go into its coefficients, exactly.
+ *
+ * `large`: scale may be so large that 1 + scale is inexact; what that lost goes to y, which has room. Where
+ * it is not, n is small wherever exp(unit x) still matters, and one product with ln 2 does in single
+ * precision. */
+INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y_lost)
 {
     static const real p[] = NAME(EXPM1_P_);
-    V n_biased = v_fma(t, v_set(INV_LN2), v_set(ROUND_MAGIC));
-    V n = n_biased - v_set(ROUND_MAGIC);
+    const int terms = NAME(EXPM1_TERMS_);
+    V n_biased = v_fma(x, v_set(unit * INV_LN2), v_set(ROUND_MAGIC));
+    V n = n_biased - v_set(ROUND_MAGIC), r;
     *scale = v_real(v_bits(n_biased) << MANTISSA_BITS);
-    V r = v_fma(n, v_set(-LN2_HIGH), t);
-    r = v_fma(n, v_set(-LN2_LOW), r);
-    V sum = v_set(p[NAME(EXPM1_TERMS_) - 1]);
-#pragma GCC unroll 16
-    for (int k = NAME(EXPM1_TERMS_) - 2; k >= 0; k--)
-        sum = v_fma(sum, r, v_set(p[k]));
-    return v_fma(r * r, sum, r);
+    *sum = 1 + *scale;
+    if (large || sizeof(real) == 8)
+        r = v_fma(n, v_set(-LN2_LOW / unit), v_fma(n, v_set(-LN2_HIGH / unit), x));
+    else
+        r = v_fma(n, v_set(-(LN2_HIGH + LN2_LOW) / unit), x);
+    V first = unit * r, r2 = r * r, sums = v_set(0);
+    if (large) {
+        V inverse_scale = v_real(2 * v_bits(v_set(1)) - v_bits(*scale));
+        first = v_fma(1 - (*sum - *scale), inverse_scale, first);
+    }
+    UNROLL for (int k = (terms - 1) / 2 * 2; k >= 0; k -= 2) {
+        const real power = (real)__builtin_powi(unit, k + 2);
+        V pair = v_set(power * p[k]);
+        if (k + 1 < terms)
+            pair = v_fma(r, v_set(power * unit * p[k + 1]), pair);
+        sums = k + 2 < terms ? v_fma(r2, sums, pair) : pair;
+    }
+    V y = v_fma(r2, sums, first);
+    *y_lost = v_fma(r2, sums, first - y);
+    return y;
 }
 
 /* tanh(x) = sign(x) (1 - e) / (1 + e),  e = exp(-2|x|)
- * What rounding took from dividend and divisor (scale*y is exact, so both are known) is put back to
- * first order; for that 1/below, 1 <= below <= 2, need only be right to a few percent. */
+ * Double precision needs what rounding took from dividend and divisor (scale*y is exact, so all of it is
+ * known), to first order; for that 1/below, 1 <= below <= 2, need only be right to a few percent. */
 INLINE V v_tanh(V x)
 {
-    VI sign = v_bits(x) & v_bits(v_set((real)-0.0));
-    V t = v_max(v_set(-2 * TANH_LIMIT), v_real(v_bits(x) | v_bits(v_set((real)-0.0))) * 2), scale;
-    V y = expm1_parts(t, &scale);
-    V above = v_fma(-scale, y, 1 - scale), above_lost = v_fma(-scale, y, 1 - scale - above);
-    V below = v_fma(scale, y, 1 + scale), below_lost = v_fma(scale, y, 1 + scale - below);
-    V quotient = above / below;
-    V correction = v_fma(-quotient, below_lost, above_lost);
-    V inverse = v_fma(v_set((real)-0.5), below, v_set((real)1.457));
-    return v_real(v_bits(v_fma(correction, inverse, quotient)) | sign);
+    const V sign = v_set((real)-0.0);
+    V t = v_max(v_set(-TANH_LIMIT), v_real(v_bits(x) | v_bits(sign))), scale, sum, y_lost;
+    V y = exp_parts(t, 2, 0, &scale, &sum, &y_lost);
+    V above = v_fma(-scale, y, 1 - scale), below = v_fma(scale, y, sum), quotient = above / below;
+    if (sizeof(real) == 8) {
+        V above_lost = v_fma(-scale, y_lost, v_fma(-scale, y, 1 - scale - above));
+        V below_lost = v_fma(scale, y_lost, v_fma(scale, y, sum - below));
+        V inverse = v_fma(v_set((real)-0.5), below, v_set((real)1.457));
+        quotient = v_fma(v_fma(-quotient, below_lost, above_lost), inverse, quotient);
+    }
+    return v_real(v_bits(quotient) | (v_bits(x) & v_bits(sign)));
 }
 
-/* sigmoid(x) = 1 / (1 + exp(-x))
- * Where 1 + scale is inexact (x < -16 in single precision), what it lost goes to y, which has room. */
+/* sigmoid(x) = 1 / (1 + exp(-x)) */
 INLINE V v_sigmoid(V x)
 {
-    V t = v_max(v_set(-SIGMOID_LIMIT), v_min(v_set(SIGMOID_LIMIT), -x)), scale;
-    V y = expm1_parts(t, &scale);
-    V sum = 1 + scale, lost = 1 - (sum - scale);
-    V inverse_scale = v_real(2 * v_bits(v_set(1)) - v_bits(scale));
-    V s = 1 / v_fma(scale, v_fma(lost, inverse_scale, y), sum);
-    return v_real(v_bits(s) & ~(-x > v_set(SIGMOID_ZERO)));
+    V bounded = v_max(v_set(-SIGMOID_LIMIT), v_min(v_set(SIGMOID_LIMIT), x)), scale, sum, unused;
+    V y = exp_parts(bounded, -1, 1, &scale, &sum, &unused);
+    V s = 1 / v_fma(scale, y, sum);
+    return v_real(v_bits(s) & ~(x < v_set(-SIGMOID_ZERO)));
 }
 
 /* Derivatives by the output. 1 - y^2 as a product keeps its accuracy where y is near one. */

@@ -15,32 +15,39 @@
         }                                                                                                    \
     } while (0)
 
+/* Rows 0 .. n-1 by units [unit, end), a vector of `m` lanes at `k` in each turn. One loop, not two: a group
+ * of units is often a single vector, and what the compiler keeps in registers is set up once. */
+#define FOR_ROWS(...)                                                                                        \
+    for (fastrnn_size row = 0, k = unit; row < n;) {                                                         \
+        const fastrnn_size m = least(end - k, LANES);                                                        \
+        __VA_ARGS__                                                                                          \
+        k += LANES;                                                                                          \
+        if (k >= end)                                                                                        \
+            k = unit, row++;                                                                                 \
+    }
+
 #define DEFINE_FORWARD(CELL, A, HAS_C)                                                                       \
     static void NAME(CELL##_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit,                \
                                            fastrnn_size end, real *gates, int keep, const real *h_prev,      \
                                            fastrnn_size ld_prev, real *h, fastrnn_size ldh, real *c,         \
                                            real *c_kept)                                                     \
     {                                                                                                        \
-        for (fastrnn_size row = 0; row < n; row++) {                                                         \
-            real *gates_row = gates + row * A * H, *h_row = h + row * ldh;                                   \
-            const real *prev_row = h_prev + row * ld_prev;                                                   \
-            real *c_row = HAS_C ? c + row * H : 0, *kept_row = HAS_C && c_kept ? c_kept + row * H : 0;       \
-            FOR_UNITS(                                                                                       \
-                V a[A];                                                                                      \
-                for (int block = 0; block < A; block++)                                                      \
-                    a[block] = v_load(gates_row + block * H + k, m);                                         \
-                V h_k = HAS_C ? v_set(0) : v_load(prev_row + k, m);                                          \
-                V c_k = HAS_C ? v_load(c_row + k, m) : v_set(0);                                             \
-                NAME(CELL##_forward_)(a, &h_k, &c_k);                                                        \
-                if (keep)                                                                                    \
-                    for (int block = 0; block < A; block++)                                                  \
-                        v_store(gates_row + block * H + k, m, a[block]);                                     \
-                v_store(h_row + k, m, h_k);                                                                  \
-                if (HAS_C)                                                                                   \
-                    v_store(c_row + k, m, c_k);                                                              \
-                if (HAS_C && kept_row)                                                                       \
-                    v_store(kept_row + k, m, c_k););                                                         \
-        }                                                                                                    \
+        FOR_ROWS(                                                                                            \
+            real *gates_k = gates + row * A * H + k, *c_k = HAS_C ? c + row * H + k : 0;                       \
+            V a[A]; V c_new = v_set(0); V h_new = v_set(0);                                                      \
+            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates_k + block * H, m);        \
+            if (HAS_C)                                                                                       \
+                c_new = v_load(c_k, m);                                                                        \
+            else                                                                                             \
+                h_new = v_load(h_prev + row * ld_prev + k, m);                                                 \
+            NAME(CELL##_forward_)(a, &h_new, &c_new);                                                            \
+            if (keep)                                                                                        \
+                UNROLL for (int block = 0; block < A; block++) v_store(gates_k + block * H, m, a[block]);    \
+            v_store(h + row * ldh + k, m, h_new);                                                              \
+            if (HAS_C)                                                                                       \
+                v_store(c_k, m, c_new);                                                                        \
+            if (HAS_C && c_kept)                                                                             \
+                v_store(c_kept + row * H + k, m, c_new);)                                                      \
     }
 
 #define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \
@@ -49,31 +56,25 @@
         const real *h_prev, fastrnn_size ld_prev, const real *c, const real *c_prev, const real *dy,         \
         fastrnn_size lddy, real *dgates, real *dh, real *dc, real *h)                                        \
     {                                                                                                        \
-        for (fastrnn_size row = 0; row < n; row++) {                                                         \
-            const fastrnn_size at = row * H;                                                                 \
-            const real *gates_row = gates + A * at, *prev_row = h_prev + row * ld_prev;                      \
-            const real *dy_row = dy ? dy + row * lddy : 0;                                                   \
-            real *dgates_row = dgates + A * at;                                                              \
-            FOR_UNITS(                                                                                       \
-                V a[A]; V da[A]; V h_k = v_set(0);                                                           \
-                for (int block = 0; block < A; block++)                                                      \
-                    a[block] = v_load(gates_row + block * H + k, m);                                         \
-                V h_prev_k = HAS_C ? v_set(0) : v_load(prev_row + k, m);                                     \
-                V c_k = HAS_C ? v_load(c + at + k, m) : v_set(0);                                            \
-                V c_prev_k = HAS_C ? v_load(c_prev + at + k, m) : v_set(0);                                  \
-                V dh_k = v_load(dh + at + k, m);                                                             \
-                V dc_k = HAS_C ? v_load(dc + at + k, m) : v_set(0);                                          \
-                if (dy_row)                                                                                  \
-                    dh_k += v_load(dy_row + k, m);                                                           \
-                NAME(CELL##_backward_)(a, h_prev_k, c_k, c_prev_k, &dh_k, &dc_k, &h_k, da);                  \
-                for (int block = 0; block < A; block++)                                                      \
-                    v_store(dgates_row + block * H + k, m, da[block]);                                       \
-                v_store(dh + at + k, m, dh_k);                                                               \
-                if (HAS_C)                                                                                   \
-                    v_store(dc + at + k, m, dc_k);                                                           \
-                if (HAS_C && h)                                                                              \
-                    v_store(h + at + k, m, h_k););                                                           \
-        }                                                                                                    \
+        FOR_ROWS(                                                                                            \
+            const fastrnn_size at = row * H + k, at_gates = row * A * H + k;                                 \
+            V a[A]; V da[A]; V h_old = v_set(0); V h_new = v_set(0);                                         \
+            V c_old = v_set(0); V c_new = v_set(0); V dc_new = v_set(0);                                     \
+            V dh_new = v_load(dh + at, m);                                                                   \
+            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates + at_gates + block * H, m);\
+            if (HAS_C)                                                                                       \
+                c_new = v_load(c + at, m), c_old = v_load(c_prev + at, m), dc_new = v_load(dc + at, m);      \
+            else                                                                                             \
+                h_old = v_load(h_prev + row * ld_prev + k, m);                                               \
+            if (dy)                                                                                          \
+                dh_new += v_load(dy + row * lddy + k, m);                                                    \
+            NAME(CELL##_backward_)(a, h_old, c_new, c_old, &dh_new, &dc_new, &h_new, da);                    \
+            UNROLL for (int block = 0; block < A; block++) v_store(dgates + at_gates + block * H, m, da[block]);\
+            v_store(dh + at, m, dh_new);                                                                     \
+            if (HAS_C)                                                                                       \
+                v_store(dc + at, m, dc_new);                                                                 \
+            if (HAS_C && h)                                                                                  \
+                v_store(h + at, m, h_new);)                                                                  \
     }
 
 #define DEFINE_CELL(CELL, GATES, A, INPUT, HIDDEN, HAS_C, HAS_RESET)                                         \
@@ -81,33 +82,29 @@
 FASTRNN_CELL_LIST(DEFINE_CELL)
 
 static void NAME(reset_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
-                                          real *gates, const real *h_prev, fastrnn_size ld_prev, real *rh)
+                                      real *gates, const real *h_prev, fastrnn_size ld_prev, real *rh)
 {
-    for (fastrnn_size row = 0; row < n; row++) {
-        real *r = gates + row * 3 * H, *z = r + H;
-        FOR_UNITS(
-            V a[2] = {v_load(r + k, m), v_load(z + k, m)}; V rh_k;
-            NAME(reset_stage_forward_)(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
-            v_store(r + k, m, a[0]);
-            v_store(z + k, m, a[1]);
-            v_store(rh + row * H + k, m, rh_k););
-    }
+    FOR_ROWS(
+        real *r = gates + row * 3 * H + k, *z = r + H;
+        V a[2] = {v_load(r, m), v_load(z, m)}; V rh_k;
+        NAME(reset_stage_forward_)(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
+        v_store(r, m, a[0]);
+        v_store(z, m, a[1]);
+        v_store(rh + row * H + k, m, rh_k);)
 }
 
 static void NAME(reset_backward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
-                                           const real *gates, const real *h_prev, fastrnn_size ld_prev,
-                                           real *drh, real *dgates, real *dh)
+                                       const real *gates, const real *h_prev, fastrnn_size ld_prev, real *drh,
+                                       real *dgates, real *dh)
 {
-    for (fastrnn_size row = 0; row < n; row++) {
-        const fastrnn_size at = row * H;
-        FOR_UNITS(
-            V a[1] = {v_load(gates + 3 * at + k, m)}; V da[1];
-            V drh_k = v_load(drh + at + k, m); V dh_k = v_load(dh + at + k, m);
-            NAME(reset_stage_backward_)(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
-            v_store(dgates + 3 * at + k, m, da[0]);
-            v_store(drh + at + k, m, drh_k);
-            v_store(dh + at + k, m, dh_k););
-    }
+    FOR_ROWS(
+        const fastrnn_size at = row * H + k, at_gates = row * 3 * H + k;
+        V a[1] = {v_load(gates + at_gates, m)}; V da[1];
+        V drh_k = v_load(drh + at, m); V dh_k = v_load(dh + at, m);
+        NAME(reset_stage_backward_)(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
+        v_store(dgates + at_gates, m, da[0]);
+        v_store(drh + at, m, drh_k);
+        v_store(dh + at, m, dh_k);)
 }
 
 /* Columns are divided, never the sum: each out[k] is one chain in row order. */

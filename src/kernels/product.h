@@ -28,11 +28,6 @@
 #define panels_of_rows NAME(panels_of_rows_)
 #define panels_of_columns NAME(panels_of_columns_)
 #define run_product NAME(run_product_)
-#define least NAME(least_)
-#define greatest NAME(greatest_)
-
-INLINE fastrnn_size least(fastrnn_size a, fastrnn_size b) { return a < b ? a : b; }
-INLINE fastrnn_size greatest(fastrnn_size a, fastrnn_size b) { return a > b ? a : b; }
 
 typedef struct product_t {
     const struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */

@@ -71,6 +71,11 @@ typedef real VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)),
 #define v_max NAME(v_max_)
 #define v_load NAME(v_load_)
 #define v_store NAME(v_store_)
+#define least NAME(least_)
+#define greatest NAME(greatest_)
+
+INLINE fastrnn_size least(fastrnn_size a, fastrnn_size b) { return a < b ? a : b; }
+INLINE fastrnn_size greatest(fastrnn_size a, fastrnn_size b) { return a > b ? a : b; }
 
 INLINE V v_set(real x) { return x - (V){0}; }
 

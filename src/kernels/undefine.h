@@ -29,7 +29,7 @@
 #undef SIGMOID_ZERO
 #undef TANH_LIMIT
 #undef SIGMOID_LIMIT
-#undef expm1_parts
+#undef exp_parts
 #undef v_tanh
 #undef v_sigmoid
 #undef d_tanh
