@@ -31,6 +31,7 @@
 
 typedef struct product_t {
     const struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
+    int continues;                  /* to the same sums as `before`: they stay in registers between the two */
     fastrnn_size K, units;
     int blocks;
     const real *panels; /* packed weights, already at the first k that is wanted */
@@ -56,9 +57,8 @@ typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n
 INLINE void NAME(tile_)(const int R, const int Q, const product_t *p, fastrnn_size row, fastrnn_size vector,
                         int block)
 {
-    const fastrnn_size a_row = p->a_row, a_k = p->a_k, next = p->panel_size, from_a = row + p->a_first;
-    const real *a = p->a_panel ? p->a + from_a / LANES * p->a_panel + from_a % LANES : p->a + row * a_row;
-    const real *w = p->panels + (vector * p->blocks + block) * next;
+    const product_t *part = p->continues ? p->before : p;
+    const fastrnn_size panel = vector * p->blocks + block;
     fastrnn_size at[Q], m[Q];
     for (int j = 0; j < Q; j++) {
         const fastrnn_size left = p->units - vector * LANES;
@@ -68,35 +68,43 @@ INLINE void NAME(tile_)(const int R, const int Q, const product_t *p, fastrnn_si
             block = 0, vector++;
     }
     const int full = m[Q - 1] == LANES;
-    const real *from = p->from ? p->from + row * p->ld_from : 0;
+    const fastrnn_size ld_from = part->ld_from;
+    const real *from = part->from ? part->from + row * ld_from : 0;
     V sum[TILE_VECTORS];
-    if (!p->from) {
+    if (!from) {
         UNROLL for (int j = 0; j < R * Q; j++) sum[j] = v_set(0);
     } else if (full) {
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_load(from + r * p->ld_from + at[j], LANES);
+            UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_load(from + r * ld_from + at[j], LANES);
     } else {
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_load(from + r * p->ld_from + at[j], m[j]);
+            UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_load(from + r * ld_from + at[j], m[j]);
     }
-    /* The shorter side of the outer product stays in registers while the longer one passes through one. */
-    for (fastrnn_size k = p->K; k > 0; k--) {
-        V side[4];
-        if (R <= 4 && R < Q) {
-            UNROLL for (int r = 0; r < R; r++) side[r] = v_set(a[r * a_row]);
-            UNROLL for (int j = 0; j < Q; j++) {
-                const V w_j = *(const V *)(w + j * next);
-                UNROLL for (int r = 0; r < R; r++) sum[r * Q + j] = v_fma(side[r], w_j, sum[r * Q + j]);
+    for (;; part = p) {
+        const fastrnn_size a_row = part->a_row, a_k = part->a_k, next = part->panel_size, from_a = row + part->a_first;
+        const real *a = part->a + (part->a_panel ? from_a / LANES * part->a_panel + from_a % LANES : row * a_row);
+        const real *w = part->panels + panel * next;
+        /* The shorter side of the outer product stays in registers while the longer one passes through one. */
+        for (fastrnn_size k = part->K; k > 0; k--) {
+            V side[4];
+            if (R <= 4 && R < Q) {
+                UNROLL for (int r = 0; r < R; r++) side[r] = v_set(a[r * a_row]);
+                UNROLL for (int j = 0; j < Q; j++) {
+                    const V w_j = *(const V *)(w + j * next);
+                    UNROLL for (int r = 0; r < R; r++) sum[r * Q + j] = v_fma(side[r], w_j, sum[r * Q + j]);
+                }
+            } else {
+                UNROLL for (int j = 0; j < Q; j++) side[j] = *(const V *)(w + j * next);
+                UNROLL for (int r = 0; r < R; r++) {
+                    const V a_r = v_set(a[r * a_row]);
+                    UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_fma(a_r, side[j], sum[r * Q + j]);
+                }
             }
-        } else {
-            UNROLL for (int j = 0; j < Q; j++) side[j] = *(const V *)(w + j * next);
-            UNROLL for (int r = 0; r < R; r++) {
-                const V a_r = v_set(a[r * a_row]);
-                UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_fma(a_r, side[j], sum[r * Q + j]);
-            }
+            a += a_k;
+            w += LANES;
         }
-        a += a_k;
-        w += LANES;
+        if (part == p)
+            break;
     }
     real *to = p->to + row * p->ld_to;
     if (full) {
@@ -192,7 +200,7 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
         for (fastrnn_size group = 0; group < groups; group++) {
             const fastrnn_size first = groups == 1 ? vector : vector + vectors * group / groups;
             const fastrnn_size last = groups == 1 ? vector_end : vector + vectors * (group + 1) / groups;
-            if (p->before)
+            if (p->before && !p->continues)
                 NAME(cover_)(p->before, top, bottom, tiles, first, last, wide);
             NAME(cover_)(p, top, bottom, tiles, first, last, wide);
             if (epilogue)
