@@ -609,7 +609,7 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
 /* Work that is too small to share: waking a thread costs some microseconds, a barrier some tenths. */
 #ifndef FASTRNN_SHARED_CALL_FLOPS /* tests want even the smallest work to be shared */
 #define FASTRNN_SHARED_CALL_FLOPS 2000000
-#define FASTRNN_SHARED_STEP_FLOPS 200000
+#define FASTRNN_SHARED_STEP_FLOPS 80000
 #endif
 
 static int NAME(useful_threads_)(const run_t *run)
