@@ -33,21 +33,21 @@
                                            real *c_kept)                                                     \
     {                                                                                                        \
         FOR_ROWS(                                                                                            \
-            real *gates_k = gates + row * A * H + k, *c_k = HAS_C ? c + row * H + k : 0;                     \
-            V a[A]; V c_new = v_set(0); V h_new = v_set(0);                                                  \
+            real *gates_k = gates + row * A * H + k, *c_k = HAS_C ? c + row * H + k : 0;                       \
+            V a[A]; V c_new = v_set(0); V h_new = v_set(0);                                                      \
             UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates_k + block * H, m);        \
             if (HAS_C)                                                                                       \
-                c_new = v_load(c_k, m);                                                                      \
+                c_new = v_load(c_k, m);                                                                        \
             else                                                                                             \
-                h_new = v_load(h_prev + row * ld_prev + k, m);                                               \
-            NAME(CELL##_forward_)(a, &h_new, &c_new);                                                        \
+                h_new = v_load(h_prev + row * ld_prev + k, m);                                                 \
+            NAME(CELL##_forward_)(a, &h_new, &c_new);                                                            \
             if (keep)                                                                                        \
                 UNROLL for (int block = 0; block < A; block++) v_store(gates_k + block * H, m, a[block]);    \
-            v_store(h + row * ldh + k, m, h_new);                                                            \
+            v_store(h + row * ldh + k, m, h_new);                                                              \
             if (HAS_C)                                                                                       \
-                v_store(c_k, m, c_new);                                                                      \
+                v_store(c_k, m, c_new);                                                                        \
             if (HAS_C && c_kept)                                                                             \
-                v_store(c_kept + row * H + k, m, c_new);)                                                    \
+                v_store(c_kept + row * H + k, m, c_new);)                                                      \
     }
 
 #define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \
@@ -61,8 +61,7 @@
             V a[A]; V da[A]; V h_old = v_set(0); V h_new = v_set(0);                                         \
             V c_old = v_set(0); V c_new = v_set(0); V dc_new = v_set(0);                                     \
             V dh_new = v_load(dh + at, m);                                                                   \
-            const real *gates_k = gates + at_gates;                                                          \
-            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates_k + block * H, m);        \
+            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates + at_gates + block * H, m);\
             if (HAS_C)                                                                                       \
                 c_new = v_load(c + at, m), c_old = v_load(c_prev + at, m), dc_new = v_load(dc + at, m);      \
             else                                                                                             \
@@ -70,8 +69,7 @@
             if (dy)                                                                                          \
                 dh_new += v_load(dy + row * lddy + k, m);                                                    \
             NAME(CELL##_backward_)(a, h_old, c_new, c_old, &dh_new, &dc_new, &h_new, da);                    \
-            real *dgates_k = dgates + at_gates;                                                              \
-            UNROLL for (int block = 0; block < A; block++) v_store(dgates_k + block * H, m, da[block]);      \
+            UNROLL for (int block = 0; block < A; block++) v_store(dgates + at_gates + block * H, m, da[block]);\
             v_store(dh + at, m, dh_new);                                                                     \
             if (HAS_C)                                                                                       \
                 v_store(dc + at, m, dc_new);                                                                 \

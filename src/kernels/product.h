@@ -81,9 +81,8 @@ INLINE void NAME(tile_)(const int R, const int Q, const product_t *p, fastrnn_si
             UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_load(from + r * ld_from + at[j], m[j]);
     }
     for (;; part = p) {
-        const fastrnn_size a_row = part->a_row, a_k = part->a_k, next = part->panel_size;
-        const fastrnn_size column = row + part->a_first;
-        const real *a = part->a + (part->a_panel ? column / LANES * part->a_panel + column % LANES : row * a_row);
+        const fastrnn_size a_row = part->a_row, a_k = part->a_k, next = part->panel_size, from_a = row + part->a_first;
+        const real *a = part->a + (part->a_panel ? from_a / LANES * part->a_panel + from_a % LANES : row * a_row);
         const real *w = part->panels + panel * next;
         /* The shorter side of the outer product stays in registers while the longer one passes through one. */
         for (fastrnn_size k = part->K; k > 0; k--) {
@@ -161,11 +160,6 @@ INLINE fastrnn_size panel_size(fastrnn_size K) { return K * LANES + 64 / (fastrn
 
 /* Rows that share a pass over the panels: their part of `a` stays in the second-level cache meanwhile. */
 #define PASS_BYTES (256 * 1024)
-/* Longer sums are added in rounds of so many terms, where there are rows enough: a pass then has more of them,
- * and the panels are read less often. */
-#ifndef FASTRNN_ROUND_TERMS /* tests want rounds of small sums too */
-#define FASTRNN_ROUND_TERMS 1024
-#endif
 
 /* All tiles of rows [row, row_end) by vectors of units [first, last), `wide` panels or less in each. */
 INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size tiles,
@@ -192,17 +186,6 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
         return;
     const fastrnn_size rows = row_end - row, vectors = vector_end - vector;
     const fastrnn_size tall = p->a_panel ? COLUMN_ROWS : NAME(tallest_)[p->blocks];
-    if (p->K > FASTRNN_ROUND_TERMS && rows > 4 * tall && !p->before) {
-        product_t q = *p;
-        for (fastrnn_size k = 0; k < p->K; k += q.K) {
-            q.K = least(FASTRNN_ROUND_TERMS, p->K - k);
-            q.panels = p->panels + k * LANES;
-            q.a = p->a + k * p->a_k;
-            run_product(&q, row, row_end, vector, vector_end, k + q.K < p->K ? 0 : epilogue, context);
-            q.from = q.to, q.ld_from = q.ld_to;
-        }
-        return;
-    }
     /* What is one needs no division: a step of a small layer is over in a few hundred cycles. */
     const fastrnn_size bytes = p->a_panel ? 0 : rows * p->K * (fastrnn_size)sizeof(real);
     const fastrnn_size passes = bytes <= PASS_BYTES ? 1 : least(bytes / PASS_BYTES + 1, rows / (4 * tall) + 1);
