@@ -78,9 +78,9 @@ typedef struct {
     void *dh_kept;         /* (chunk, P)   scratch: gradient of the projected state */
     void *dunit;           /* (B, H)       scratch: gradient of o tanh(c) */
     void *dx;              /* (N, I)       or NULL */
-    void *dweight_ih;      /* (G, I)       added to, as all gradients of parameters */
-    void *dweight_hh;      /* (G, P) */
-    void *dweight_hr;      /* (P, H) */
+    void *dweight_ih;      /* (G, I)       out */
+    void *dweight_hh;      /* (G, P)       out */
+    void *dweight_hr;      /* (P, H)       out */
     /* BLAS products only */
     void *h_prev;          /* (chunk, P)   scratch: the state each row started its step from */
     void *c_prev;          /* (B, H)       scratch */

@@ -42,6 +42,7 @@ typedef struct {
     int split_units;            /* threads divide the units, else the rows */
     span_t rows;                /* of the batch: this member's */
     span_t units, out;          /* vectors of H and of P: this member's */
+    fastrnn_size t;
     fastrnn_size first, n;      /* packed row of the step, and its rows */
     fastrnn_size first_old, old; /* packed row of the step before; the rows that have one */
     real *gates;                /* (n, AH) */
@@ -88,8 +89,8 @@ static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
         .project_by_step = run->B >= 16,
         .split_units = split_units,
         .rows = rows,
-        .units = NAME(share_)(split_units ? me : all, panel_count(run->H), 1),
-        .out = NAME(share_)(split_units ? me : all, panel_count(run->P), 1),
+        .units = NAME(share_)(split_units ? me : all, vector_count(run->H), 1),
+        .out = NAME(share_)(split_units ? me : all, vector_count(run->P), 1),
     };
 }
 
@@ -117,6 +118,7 @@ static void NAME(go_to_)(step_t *s, fastrnn_size t)
 {
     const run_t *run = s->run;
     const fastrnn_size before = run->reverse ? t + 1 : t - 1, there = NAME(rows_at_)(run, before);
+    s->t = t;
     s->first = run->offsets[t];
     s->n = NAME(rows_at_)(run, t);
     s->old = there < s->n ? there : s->n;
@@ -163,8 +165,7 @@ static product_t NAME(input_product_)(const step_t *s, fastrnn_size first, real 
         .K = run->I,
         .units = H,
         .blocks = s->shape.gates,
-        .panels = run->packed_ih,
-        .panel_size = panel_size(run->I),
+        .w = {run->packed_ih, weight_width(s->shape.gates), run->I},
         .a = (const real *)run->x + first * run->I,
         .a_row = run->I,
         .a_k = 1,
@@ -194,7 +195,7 @@ static void NAME(project_)(const step_t *s, fastrnn_size first, fastrnn_size row
     const fastrnn_member all = {0, 1, 0};
     const int by_rows = rows >= 8 * me.size;
     const span_t mine = NAME(share_)(by_rows ? me : all, rows, 1);
-    const span_t units = NAME(share_)(by_rows ? all : me, panel_count(s->run->H), 1);
+    const span_t units = NAME(share_)(by_rows ? all : me, vector_count(s->run->H), 1);
     const product_t p = NAME(input_product_)(s, first, gates);
     run_product(&p, mine.from, mine.to, units.from, units.to, 0, 0);
     NAME(set_bias_)(s, mine, units, gates);
@@ -210,8 +211,8 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
         .K = P,
         .units = H,
         .blocks = s->shape.hidden_blocks,
-        .panels = run->packed_hh,
-        .panel_size = panel_size(P),
+        .downward = t & 1,
+        .w = {run->packed_hh, weight_width(s->shape.hidden_blocks), P},
         .a_k = 1,
         .from = gates,
         .ld_from = s->AH,
@@ -238,7 +239,7 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
         q.before = 0;
         q.K = H;
         q.blocks = 1;
-        q.panels = (const real *)run->packed_hh + panel_count(H) * s->shape.hidden_blocks * panel_size(P);
+        q.w = (panels_t){(const real *)run->packed_hh + NAME(packed_size_)(s->shape.hidden_blocks, H, P), weight_width(1), H};
         q.a = run->unit;
         q.a_row = H;
         q.column[0] = s->direct;
@@ -255,8 +256,7 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
             .K = H,
             .units = P,
             .blocks = 1,
-            .panels = run->packed_hr,
-            .panel_size = panel_size(H),
+            .w = {run->packed_hr, weight_width(1), H},
             .a = run->unit,
             .a_row = H,
             .a_k = 1,
@@ -386,8 +386,8 @@ static void NAME(carry_back_)(const step_t *s, const real *dgates, fastrnn_size 
         .K = s->direct,
         .units = run->P,
         .blocks = 1,
-        .panels = run->columns_hh,
-        .panel_size = panel_size(s->shape.gates * run->H),
+        .w = {run->columns_hh, weight_width(1), s->shape.gates * run->H},
+        .downward = s->t & 1,
         .a = dgates,
         .a_row = s->AH,
         .a_k = 1,
@@ -416,8 +416,7 @@ static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, 
             .K = P,
             .units = H,
             .blocks = 1,
-            .panels = run->columns_hr,
-            .panel_size = panel_size(P),
+            .w = {run->columns_hr, weight_width(1), P},
             .a = run->dh,
             .a_row = P,
             .a_k = 1,
@@ -434,8 +433,8 @@ static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, 
             .K = H,
             .units = H,
             .blocks = 1,
-            .panels = (const real *)run->columns_hh + s->direct * LANES,
-            .panel_size = panel_size(s->shape.gates * H),
+            .w = {run->columns_hh, weight_width(1), s->shape.gates * H},
+            .first_k = s->direct,
             .a = s->dgates + s->direct,
             .a_row = s->AH,
             .a_k = 1,
@@ -462,35 +461,37 @@ static void NAME(pack_h_prev_)(step_t *s, fastrnn_size t, fastrnn_size steps, fa
                             s->first - first == to + count;
         if (!follows) {
             if (count)
-                panels_of_columns(run->P, rows, to, count, from, run->ldy, run->panels_h, vectors.from, vectors.to);
+                panels_of_columns(run->P, COLUMN_WIDTH, rows, to, count, from, run->ldy, run->panels_h, vectors.from, vectors.to);
             from = s->h_old, to = s->first - first, count = 0;
         }
         if (step < steps) {
             count += s->old;
             if (s->n > s->old)
-                panels_of_columns(run->P, rows, s->first - first + s->old, s->n - s->old, s->h_new + s->old * run->P,
+                panels_of_columns(run->P, COLUMN_WIDTH, rows, s->first - first + s->old, s->n - s->old, s->h_new + s->old * run->P,
                              run->P, run->panels_h, vectors.from, vectors.to);
         }
     }
 }
 
-/* What a chunk of steps adds to the gradients of the parameters, and its dx. */
-static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps, fastrnn_member me)
+/* What a chunk of steps adds to the gradients of the parameters, and its dx. Nothing is there to add to before the
+ * `first_chunk`, except in the bias. */
+static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps, int first_chunk, fastrnn_member me)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, P = run->P, I = run->I, AH = s->AH, direct = s->direct;
     const fastrnn_size direct_x = s->shape.input_blocks * H;
     const fastrnn_size first = run->offsets[t], rows = run->offsets[t + steps] - first;
     const real *x = (const real *)run->x + first * I, *dgates = run->dgates;
-    span_t mine = NAME(share_)(me, panel_count(AH), 1);
-    panels_of_columns(AH, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
+    const int units_width = run->projected ? weight_width(1) : COLUMN_WIDTH; /* as what multiplies them wants it */
+    span_t mine = NAME(share_)(me, vector_count(AH), 1);
+    panels_of_columns(AH, 1, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
     NAME(add_rows_)(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
-    NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, panel_count(P), 1));
-    mine = NAME(share_)(me, panel_count(I), 1);
-    panels_of_columns(I, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
-    mine = NAME(share_)(me, panel_count(H), 1);
+    NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, vector_count(P), 1));
+    mine = NAME(share_)(me, vector_count(I), 1);
+    panels_of_columns(I, COLUMN_WIDTH, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
+    mine = NAME(share_)(me, vector_count(H), 1);
     if (run->panels_units)
-        panels_of_columns(H, rows, 0, rows, run->units, H, run->panels_units, mine.from, mine.to);
+        panels_of_columns(H, units_width, rows, 0, rows, run->units, H, run->panels_units, mine.from, mine.to);
     fastrnn_barrier(me);
 
     /* Gradients of weights: columns of dgates by columns of what they were multiplied with. */
@@ -498,62 +499,61 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
         .K = rows,
         .units = P,
         .blocks = 1,
-        .panels = run->panels_h,
-        .panel_size = panel_size(rows),
+        .w = {run->panels_h, COLUMN_WIDTH, rows},
         .a = run->panels_dgates,
         .a_row = 1,
         .a_k = LANES,
-        .a_panel = panel_size(rows),
-        .from = run->dweight_hh,
+        .a_panel = panel_size(rows, 1),
+        .from = first_chunk ? 0 : run->dweight_hh,
         .ld_from = P,
         .to = run->dweight_hh,
         .ld_to = P,
     };
     mine = NAME(share_)(me, direct, COLUMN_ROWS);
-    run_product(&p, mine.from, mine.to, 0, panel_count(P), 0, 0);
+    run_product(&p, mine.from, mine.to, 0, vector_count(P), 0, 0);
     if (s->shape.has_reset) {
         product_t q = p;
-        q.panels = run->panels_units;
+        q.w.at = run->panels_units;
         mine = NAME(share_)(me, H, COLUMN_ROWS);
-        run_product(&q, direct + mine.from, direct + mine.to, 0, panel_count(H), 0, 0);
+        run_product(&q, direct + mine.from, direct + mine.to, 0, vector_count(H), 0, 0);
     }
     p.units = I;
-    p.panels = run->panels_x;
-    p.from = p.to = run->dweight_ih;
+    p.w.at = run->panels_x;
+    p.to = run->dweight_ih;
+    p.from = first_chunk ? 0 : p.to;
     p.ld_from = p.ld_to = I;
     mine = NAME(share_)(me, direct_x, COLUMN_ROWS);
-    run_product(&p, mine.from, mine.to, 0, panel_count(I), 0, 0);
+    run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
     if (s->shape.gates > s->shape.input_blocks) {
         p.a_first = AH - H;
-        p.from = p.to = (real *)run->dweight_ih + direct_x * I;
+        p.to = (real *)run->dweight_ih + direct_x * I;
+        p.from = first_chunk ? 0 : p.to;
         mine = NAME(share_)(me, H, COLUMN_ROWS);
-        run_product(&p, mine.from, mine.to, 0, panel_count(I), 0, 0);
+        run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
     }
     if (run->projected) {
         const product_t q = {
             .K = rows,
             .units = H,
             .blocks = 1,
-            .panels = run->panels_units,
-            .panel_size = panel_size(rows),
+            .w = {run->panels_units, units_width, rows},
             .a = run->dh_kept,
             .a_row = 1,
             .a_k = P,
-            .from = run->dweight_hr,
+            .from = first_chunk ? 0 : run->dweight_hr,
             .ld_from = H,
             .to = run->dweight_hr,
             .ld_to = H,
         };
         mine = NAME(share_)(me, P, COLUMN_ROWS);
-        run_product(&q, mine.from, mine.to, 0, panel_count(H), 0, 0);
+        run_product(&q, mine.from, mine.to, 0, vector_count(H), 0, 0);
     }
     if (run->dx) {
         product_t q = {
             .K = direct_x,
             .units = I,
             .blocks = 1,
-            .panels = run->columns_ih,
-            .panel_size = panel_size(s->shape.gates * H),
+            .w = {run->columns_ih, weight_width(1), s->shape.gates * H},
             .a = dgates,
             .a_row = AH,
             .a_k = 1,
@@ -563,13 +563,13 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
             .ld_to = I,
         };
         mine = NAME(share_)(me, rows, 1);
-        run_product(&q, mine.from, mine.to, 0, panel_count(I), 0, 0);
+        run_product(&q, mine.from, mine.to, 0, vector_count(I), 0, 0);
         if (s->shape.gates > s->shape.input_blocks) {
             q.K = H;
-            q.panels += direct_x * LANES;
+            q.first_k = direct_x;
             q.a += AH - H;
             q.from = q.to;
-            run_product(&q, mine.from, mine.to, 0, panel_count(I), 0, 0);
+            run_product(&q, mine.from, mine.to, 0, vector_count(I), 0, 0);
         }
     }
 }
@@ -598,7 +598,7 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
         }
         NAME(carry_back_)(&s, s.dgates, after, 0, 0); /* the next chunk takes over from dh */
         fastrnn_barrier(me);
-        NAME(chunk_products_)(&s, t, steps, me);
+        NAME(chunk_products_)(&s, t, steps, done == 0, me);
         if (NAME(poll_)(run, turn, me))
             return;
     }
@@ -621,7 +621,7 @@ static int NAME(useful_threads_)(const run_t *run)
         return 1;
     if (run->B < 4 * threads) { /* units are divided */
         const double step = 2.0 * (double)run->B * (double)G * (double)run->P;
-        while (threads > 1 && (step < FASTRNN_SHARED_STEP_FLOPS * (threads - 1) || panel_count(run->H) < 2 * threads))
+        while (threads > 1 && (step < FASTRNN_SHARED_STEP_FLOPS * (threads - 1) || vector_count(run->H) < 2 * threads))
             threads--;
     }
     return threads;
@@ -639,11 +639,6 @@ static int NAME(run_backward_)(fastrnn_run *run)
     return run->stop[0] ? run->stop[0] : run->stop[1];
 }
 
-static fastrnn_size NAME(packed_size_)(int blocks, fastrnn_size units, fastrnn_size K)
-{
-    return blocks * panel_count(units) * panel_size(K);
-}
-
 static void NAME(pack_all_rows_)(int blocks, fastrnn_size units, fastrnn_size K, const real *w, real *panels)
 {
     panels_of_rows(blocks, units, K, w, K, panels);
@@ -651,7 +646,7 @@ static void NAME(pack_all_rows_)(int blocks, fastrnn_size units, fastrnn_size K,
 
 static void NAME(pack_all_columns_)(fastrnn_size units, fastrnn_size K, const real *w, real *panels)
 {
-    panels_of_columns(units, K, 0, K, w, units, panels, 0, panel_count(units));
+    panels_of_columns(units, weight_width(1), K, 0, K, w, units, panels, 0, vector_count(units));
 }
 
 typedef struct {
@@ -665,7 +660,7 @@ static void NAME(work_multiply_)(void *context, fastrnn_member me)
     const fastrnn_member all = {0, 1, 0};
     const int by_rows = shared->rows >= 8 * me.size;
     const span_t rows = NAME(share_)(by_rows ? me : all, shared->rows, 1);
-    const span_t vectors = NAME(share_)(by_rows ? all : me, panel_count(shared->p.units), 1);
+    const span_t vectors = NAME(share_)(by_rows ? all : me, vector_count(shared->p.units), 1);
     run_product(&shared->p, rows.from, rows.to, vectors.from, vectors.to, 0, 0);
 }
 
@@ -673,7 +668,7 @@ static void NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, 
                                 fastrnn_size a_k, const real *panels, real *c, int threads)
 {
     NAME(shared_product_) shared = {
-        .p = {.K = K, .units = N, .blocks = 1, .panels = panels, .panel_size = panel_size(K), .a = a,
+        .p = {.K = K, .units = N, .blocks = 1, .w = {panels, weight_width(1), K}, .a = a,
               .a_row = a_row, .a_k = a_k, .to = c, .ld_to = N},
         .rows = M,
     };

@@ -249,9 +249,9 @@ static void solve(problem q)
     run.dc = c ? numbers(B * H, 1) : NULL;
     run.accumulate_dx = one_in(2);
     run.dx = one_in(8) ? NULL : run.accumulate_dx ? numbers(N * I, 1) : array(N * I);
-    run.dweight_ih = numbers(G * I, 1);
-    run.dweight_hh = numbers(G * P, 1);
-    run.dweight_hr = q.projected ? numbers(P * H, 1) : NULL;
+    run.dweight_ih = array(G * I);
+    run.dweight_hh = array(G * P);
+    run.dweight_hr = array_if(q.projected, P * H);
     run.bias = numbers(AH, 1);
     run.columns_ih = pack_columns(I, G, w_ih);
     run.columns_hh = pack_columns(P, G, w_hh);
