@@ -15,7 +15,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject
 from cython cimport floating as real
 from libc.stdint cimport uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
@@ -27,8 +27,36 @@ cnp.import_array()
 cdef extern from *:
     """
     #undef I  /* <complex.h>, by way of NumPy's headers; here I is the input size */
+
+    #include <stdlib.h>
+    #if defined(__linux__)
+    #include <sys/mman.h>
+    #endif
+    /* Memory that begins at a cache line; much of it in huge pages, where the system has them: a matrix that is
+     * read at every step wants fewer translations, and one place in the second-level cache for each line. */
+    static void *fastrnn_allocate(size_t size)
+    {
+        const size_t huge = (size_t)2 << 20, line = 64, unit = size < huge / 2 ? line : huge;
+        void *start = NULL;
+        if (size > SIZE_MAX - unit || posix_memalign(&start, unit, (size + unit - 1) / unit * unit))
+            return NULL;
+    #if defined(MADV_HUGEPAGE)
+        if (unit == huge)
+            (void)madvise(start, (size + unit - 1) / unit * unit, MADV_HUGEPAGE);
+    #endif
+        return start;
+    }
     """
+    void *fastrnn_allocate(size_t)
     Py_ssize_t Py_REFCNT(PyObject *)
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+    int PyTraceMalloc_Track(unsigned int domain, uintptr_t pointer, size_t size)
+    int PyTraceMalloc_Untrack(unsigned int domain, uintptr_t pointer)
+
+cdef enum:
+    TRACE_DOMAIN = 389047  # NumPy's, for tracemalloc
 
 cdef extern from "kernels.h" nogil:
     enum: FASTRNN_CELLS
@@ -406,8 +434,10 @@ cdef void backward_step(real *tag, const Run *a, Py_ssize_t t, Py_ssize_t at) no
     gemm_nn(n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
 
 
-cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
+cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_t rows,
+                            bint first_chunk) noexcept nogil:
     """What a chunk of `rows` packed rows adds to the gradients of the parameters, and its dx."""
+    cdef real before = <real>0 if first_chunk else <real>1
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t H = a.H, P = a.P, I = a.I, AH = shape.accumulators * H
     cdef Py_ssize_t direct_x = shape.input_blocks * H, direct_h = shape.hidden_blocks * H
@@ -417,14 +447,14 @@ cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_
     cdef real *dw_ih = <real *>a.dweight_ih
     cdef real *dw_hh = <real *>a.dweight_hh
     cdef real *dx
-    gemm_tn(direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, <real>1, dw_hh, P)
-    gemm_tn(direct_x, I, rows, dgates, AH, x, I, <real>1, dw_ih, I)
+    gemm_tn(direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, before, dw_hh, P)
+    gemm_tn(direct_x, I, rows, dgates, AH, x, I, before, dw_ih, I)
     if shape.gates > shape.input_blocks:
-        gemm_tn(H, I, rows, dgates + AH - H, AH, x, I, <real>1, dw_ih + direct_x * I, I)
+        gemm_tn(H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
     if shape.has_reset:
-        gemm_tn(H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, <real>1, dw_hh + direct_h * H, H)
+        gemm_tn(H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, before, dw_hh + direct_h * H, H)
     if a.projected:
-        gemm_tn(P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, <real>1, <real *>a.dweight_hr, H)
+        gemm_tn(P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
     if real is float:
         isa.f32.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
     else:
@@ -448,7 +478,7 @@ cdef int backward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
             backward_step(tag, a, t, a.offsets[t] - first)
             look_for_signals(&last, mode)
         t = done if a.reverse else a.T - done - steps
-        backward_products(tag, a, first, a.offsets[t + steps] - first)
+        backward_products(tag, a, first, a.offsets[t + steps] - first, done == 0)
         done += steps
     return 0
 
@@ -519,25 +549,109 @@ cdef inline void *data(object array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
 
 
+# Blocks that nobody uses, the latest last. A training step wants the same dozen arrays as the one before; from the
+# system each page of them would cost a fault, which together can be half of a small step's time.
+cdef enum:
+    SPARE_BLOCKS = 32
+    SPARE_BYTES = 1 << 26
+    LARGE_ARRAY = 1 << 15  # bytes; of less, the C library takes care
+
+cdef struct Block:
+    void *start
+    size_t size
+
+cdef Block spare[SPARE_BLOCKS]
+cdef int spare_count = 0
+cdef size_t spare_bytes = 0
+
+
+cdef Block take_block(size_t size):
+    """The spare block that fits best, or a new one; its start is NULL if there is no memory."""
+    global spare_count, spare_bytes
+    cdef int k, best = -1
+    cdef Block block
+    for k in range(spare_count):
+        if size <= spare[k].size <= size + size // 4 and (best < 0 or spare[k].size < spare[best].size):
+            best = k
+    if best < 0:
+        block.start, block.size = fastrnn_allocate(size), size
+        return block
+    block = spare[best]
+    drop_spare(best)
+    return block
+
+
+cdef void give_block(Block block):
+    global spare_count, spare_bytes
+    if block.size < LARGE_ARRAY or block.size > SPARE_BYTES:
+        free(block.start)
+        return
+    while spare_count == SPARE_BLOCKS or spare_bytes + block.size > SPARE_BYTES:
+        free(spare[0].start)
+        drop_spare(0)
+    spare[spare_count] = block
+    spare_count += 1
+    spare_bytes += block.size
+
+
+cdef void drop_spare(int which):
+    global spare_count, spare_bytes
+    cdef int k
+    spare_bytes -= spare[which].size
+    spare_count -= 1
+    for k in range(which, spare_count):
+        spare[k] = spare[k + 1]
+
+
 cdef class Memory:
     """Uninitialised memory that begins at a cache line; grows when more is wanted, never shrinks."""
 
-    cdef void *start
-    cdef void *base
-    cdef size_t size
+    cdef Block block
 
     def __dealloc__(self):
-        free(self.base)
+        self.release()
+
+    cdef void release(self):
+        if self.block.start != NULL:
+            PyTraceMalloc_Untrack(TRACE_DOMAIN, <uintptr_t>self.block.start)
+        give_block(self.block)
+        self.block.start, self.block.size = NULL, 0
 
     cdef void *reserve(self, size_t size) except NULL:
-        if self.base == NULL or size > self.size:
-            free(self.base)
-            self.size, self.base = 0, malloc(size + 64)
-            if self.base == NULL:
-                raise MemoryError(f"{size} bytes for packed matrices")
-            self.size = size
-            self.start = <void *>((<uintptr_t>self.base + 63) & ~<uintptr_t>63)
-        return self.start
+        if self.block.start == NULL or size > self.block.size:
+            self.release()
+            self.block = take_block(size if size else 1)
+            if self.block.start == NULL:
+                self.block.size = 0
+                raise MemoryError(f"{size} bytes for the arrays of a layer")
+            PyTraceMalloc_Track(TRACE_DOMAIN, <uintptr_t>self.block.start, self.block.size)
+        return self.block.start
+
+
+cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
+    """As numpy.empty; a large one is of memory that is used again."""
+    cdef size_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
+    cdef Memory memory
+    cdef int k, j
+    for k in range(ndim):
+        if shape[k] and size > <size_t>(PY_SSIZE_T_MAX // shape[k]):
+            raise MemoryError(f"an array of shape {tuple([shape[j] for j in range(ndim)])}")
+        size *= shape[k]
+    if size < LARGE_ARRAY:
+        return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
+    memory = Memory()
+    array = cnp.PyArray_SimpleNewFromData(ndim, shape, typenum, memory.reserve(size))
+    cnp.set_array_base(array, memory)
+    return array
+
+
+def empty(tuple shape, dtype):
+    """numpy.empty of float32 or float64, of memory that is used again."""
+    cdef cnp.npy_intp sizes[3]
+    cdef int k
+    for k in range(len(shape)):
+        sizes[k] = shape[k]
+    return new_array(len(shape), sizes, cnp.NPY_FLOAT32 if dtype == np.float32 else cnp.NPY_FLOAT64)
 
 
 cdef class Weights:
@@ -710,7 +824,7 @@ def backward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept,
     """BPTT of one layer and direction.
 
     `dstate` = (dh, dc or None) is updated from the final to the initial state's gradient; `dweights` =
-    (dweight_ih, dweight_hh, dweight_hr or None) and `dbias` (AH,) are added to.
+    (dweight_ih, dweight_hh, dweight_hr or None) are written, and `dbias` (AH,) is added to.
     """
     cdef Run a
     cdef bint single = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32
@@ -746,7 +860,7 @@ def backward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept,
     memory.reserve(total)
     total = 0
     for k in range(8):
-        at[k] = <char *>memory.start + total if sizes[k] else NULL
+        at[k] = <char *>memory.block.start + total if sizes[k] else NULL
         total += sizes[k]
     a.dgates, a.units, a.dh_kept, a.dunit = at[0], at[1], at[2], at[3]
     if fused:
@@ -802,7 +916,7 @@ cdef class Stack:
         """y (N, D*P) of x (N, I); h (L*D, B, P) and c (L*D, B, H) or None go from initial to final states."""
         cdef cnp.npy_intp shape[2]
         shape[0], shape[1] = cnp.PyArray_DIM(x, 0), self.directions * self.P
-        y = cnp.PyArray_EMPTY(2, shape, self.typenum, 0)
+        y = new_array(2, shape, self.typenum)
         if shape[0]:
             self.run(x, cnp.PyArray_DIM(offsets, 0) - 1, cnp.PyArray_DIM(h, 1), <Py_ssize_t *>data(offsets), h, c, y)
         return y
@@ -814,7 +928,8 @@ cdef class Stack:
         cdef Py_ssize_t layers = self.count // self.directions
         cdef size_t gates = min(rows, N) * self.AH, between = N * width if layers > 1 else 0
         cdef size_t item = self.itemsize, size = (gates + self.AH + B * self.H + between) * item
-        cdef Py_ssize_t *steps = <Py_ssize_t *>malloc(size + (T + 1) * sizeof(Py_ssize_t))
+        cdef Memory memory = Memory()
+        cdef Py_ssize_t *steps = <Py_ssize_t *>memory.reserve(size + (T + 1) * sizeof(Py_ssize_t))
         cdef char *scratch = <char *>(steps + T + 1)
         cdef char *inner = scratch + (gates + self.AH + B * self.H) * item
         cdef char *x_data = <char *>data(x)
@@ -826,33 +941,28 @@ cdef class Stack:
         cdef Py_ssize_t layer
         cdef Run a
         cdef Weights weights
-        if steps == NULL:
-            raise MemoryError(f"{size} bytes to run {T} steps of {B} rows")
-        try:
-            for t in range(T + 1):
-                steps[t] = t * B if offsets == NULL else offsets[t]
-            memset(&a, 0, sizeof(Run))
-            a.T, a.B, a.H, a.P, a.ldy = T, B, self.H, self.P, width
-            a.offsets, a.chunk, a.threads = steps, rows, most_threads
-            a.gates, a.bias, a.unit = scratch, scratch + gates * item, scratch + (gates + self.AH) * item
-            for k in range(self.count):
-                weights = self.weights[k]
-                layer = k // self.directions
-                a.reverse = k - layer * self.directions
-                a.cell, a.projected = weights.cell, weights.weight_hr is not None
-                a.I = width if layer else self.I
-                # y and one more array take turns, so that the top layer writes y
-                above = inner if (layers - layer) % 2 == 0 else y_data
-                below = y_data if above == inner else inner
-                a.x = below if layer else x_data
-                a.y = above + a.reverse * self.P * item
-                a.h = h_data + k * B * self.P * item
-                a.c = NULL if c_data == NULL else c_data + k * B * self.H * item
-                weights.attach(&a, False)
-                with nogil:
-                    run_forward(&a, self.single)
-        finally:
-            free(steps)
+        for t in range(T + 1):
+            steps[t] = t * B if offsets == NULL else offsets[t]
+        memset(&a, 0, sizeof(Run))
+        a.T, a.B, a.H, a.P, a.ldy = T, B, self.H, self.P, width
+        a.offsets, a.chunk, a.threads = steps, rows, most_threads
+        a.gates, a.bias, a.unit = scratch, scratch + gates * item, scratch + (gates + self.AH) * item
+        for k in range(self.count):
+            weights = self.weights[k]
+            layer = k // self.directions
+            a.reverse = k - layer * self.directions
+            a.cell, a.projected = weights.cell, weights.weight_hr is not None
+            a.I = width if layer else self.I
+            # y and one more array take turns, so that the top layer writes y
+            above = inner if (layers - layer) % 2 == 0 else y_data
+            below = y_data if above == inner else inner
+            a.x = below if layer else x_data
+            a.y = above + a.reverse * self.P * item
+            a.h = h_data + k * B * self.P * item
+            a.c = NULL if c_data == NULL else c_data + k * B * self.H * item
+            weights.attach(&a, False)
+            with nogil:
+                run_forward(&a, self.single)
         return 0
 
     def call(self, x, state):
@@ -885,7 +995,7 @@ cdef class Stack:
                 return None
             h = self.new_state(data(state), B, self.P)
         shape[0], shape[1], shape[2] = T, B, self.directions * self.P
-        y = cnp.PyArray_EMPTY(3, shape, self.typenum, 0)
+        y = new_array(3, shape, self.typenum)
         self.run(x, T, B, NULL, h, c, y)
         return y, (h if c is None else (h, c))
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from . import sequence
+from . import _kernels, sequence
 from ._kernels import Weights
 from .arguments import (
     Array,
@@ -394,9 +394,10 @@ def _run(
     reverse = as_flag(owner, "reverse", reverse)
     packing = Packing(T, B, as_lengths(owner, lengths, T, B))
     live = (packing.sort(h), None if c is None else packing.sort(c))
-    y = np.empty((packing.rows, P), x.dtype)
+    y = _kernels.empty((packing.rows, P), x.dtype)
     direction = sequence.forward(cell, weights, packing, reverse, packing.pack(x), live, y, keep=keep)
-    y.flags.writeable = not keep  # the tape refers to it
+    if keep:
+        y.flags.writeable = False  # the tape refers to it
     return packing.unpack(y), _join(packing, live), None if direction is None else Tape(owner, direction)
 
 
@@ -413,7 +414,7 @@ def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
         dy = packing.pack(dy)
     dh, dc = _as_state(owner, "dstate", cell, dstate, B, P, H, x.dtype)
     live = (packing.sort(dh), None if dc is None else packing.sort(dc))
-    dx = np.empty_like(x)
+    dx = _kernels.empty(x.shape, x.dtype)
     parameters = sequence.backward(direction, dy, live, dx)
     return Gradients(packing.unpack(dx), _join(packing, live), parameters)
 

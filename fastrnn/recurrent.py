@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import sequence
+from . import _kernels, sequence
 from ._kernels import Stack, Weights
 from .arguments import (
     Array,
@@ -329,7 +329,7 @@ class Recurrent(Layer):
             mask = self._dropout_mask(inputs.shape) if layer else None
             inputs = self._drop(inputs, mask)
             tape.masks.append(mask)
-            outputs = np.empty((packing.rows, D * P), self.dtype)
+            outputs = _kernels.empty((packing.rows, D * P), self.dtype)
             for direction in range(D):
                 k = layer * D + direction
                 columns = outputs[:, direction * P : (direction + 1) * P]
@@ -353,7 +353,7 @@ class Recurrent(Layer):
         d = None if dy is None else np.ascontiguousarray(packing.pack(dy), self.dtype)
         parameters: dict[str, Array] = {}
         for layer in reversed(range(self.num_layers)):
-            dx = np.empty(tape.directions[layer * D].x.shape, self.dtype)
+            dx = _kernels.empty(tape.directions[layer * D].x.shape, self.dtype)
             for direction in range(D):
                 k = layer * D + direction
                 columns = None if d is None else d[:, direction * P : (direction + 1) * P]

@@ -128,8 +128,8 @@ def forward(
     if keep and cell.accumulators == 1 and y.flags.c_contiguous:
         gates = y  # all that an RNN keeps is its output
     else:
-        gates = np.empty((N if keep else min(N, chunk), AH), dtype)
-    c_kept = np.empty((N, H), dtype) if keep and cell.has_c else None
+        gates = _kernels.empty((N if keep else min(N, chunk), AH), dtype)
+    c_kept = _kernels.empty((N, H), dtype) if keep and cell.has_c else None
     unit = np.empty((B, H), dtype) if cell.has_reset or weights.weight_hr is not None else None
     bias = np.empty(AH, dtype)
     h, c = state
@@ -171,8 +171,10 @@ def backward(
     GH = weights.weight_ih.shape[0]
     H = GH // cell.gates
     AH = cell.accumulators * H
-    dweight_ih, dweight_hh = (np.zeros(w.shape, dtype) for w in (weights.weight_ih, weights.weight_hh))
-    dweight_hr = None if weights.weight_hr is None else np.zeros(weights.weight_hr.shape, dtype)
+    dweight_ih, dweight_hh, dweight_hr = (
+        None if w is None else _kernels.empty(w.shape, dtype)
+        for w in (weights.weight_ih, weights.weight_hh, weights.weight_hr)
+    )
     dbias = np.zeros(AH, dtype)
     if N:
         rows = min(N, max(packing.B, BACKWARD_ROWS))
@@ -180,6 +182,10 @@ def backward(
             weights, tape.reverse, packing.offsets, tape.x, tape.state, tape.y, tape.gates, tape.c, dy,
             dstate, dx, accumulate_dx, (dweight_ih, dweight_hh, dweight_hr), dbias, rows,
         )  # fmt: skip
+    else:
+        for dweight in (dweight_ih, dweight_hh, dweight_hr):
+            if dweight is not None:
+                dweight.fill(0)
     gradients = {"weight_ih": dweight_ih, "weight_hh": dweight_hh}
     if weights.bias_ih is not None:
         # A cell with one accumulator too many keeps the input's part of its last gate there.
