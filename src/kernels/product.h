@@ -7,7 +7,7 @@
  *     to[r, column[b] + u] = from[r, column[b] + u] + sum over k = 0 .. K-1 of a(r, k) w(k, b, u)
  *
  * The columns are taken in vectors of LANES: those of all blocks of the first LANES units, then those of the
- * next. w is packed in panels of three or four such vectors, panel[k][vector][lane], so that however many
+ * next. w is packed in panels of two to four such vectors, panel[k][vector][lane], so that however many
  * vectors a tile has it reads memory as few streams. A tile is R rows by Q vectors, held in registers.
  * Each number of `to` is one chain of fused multiply-adds in the order of k, whatever R, Q and LANES are:
  * that is why a row has the same bits alone or in a batch, on any number of threads, and on any
@@ -35,13 +35,13 @@
 
 typedef struct {
     const real *at;
-    int width;          /* vectors of a panel, 3 or 4 */
+    int width;          /* vectors of a panel, 2 to 4 */
     fastrnn_size depth; /* rows */
 } panels_t;
 
 typedef struct product_t {
     const struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
-    int continues;                  /* to the same sums as `before`: they stay in registers between the two */
+    int continues; /* the sums of `before`, which stay in registers, except where the columns differ */
     fastrnn_size K, units;
     int blocks;
     int downward; /* groups of units from the last to the first */
@@ -66,9 +66,9 @@ typedef void (*tile_t)(const product_t *p, fastrnn_size row, fastrnn_size panel,
 typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
                            fastrnn_size end);
 
-/* Vectors of a panel of weights: the blocks of a vector of units, or as many vectors as come near. Columns
- * of a matrix that are multiplied with those of another are in panels of three, which many rows want most. */
-INLINE int weight_width(int blocks) { return blocks == 3 ? 3 : 4; }
+/* Vectors of a panel of weights, as the tile of many rows has them. Columns of a matrix that are multiplied with
+ * those of another are always in panels of three. */
+INLINE int weight_width(int blocks) { return blocks == 3 ? 3 : TILE_VECTORS / 6; }
 #define COLUMN_WIDTH 3
 
 /* Vectors of a matrix with that many units (per block). */
@@ -92,10 +92,11 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
                         fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
 {
     const product_t *part = p->continues ? p->before : p;
+    const int first_block = block;
     fastrnn_size at[Q], m[Q];
     for (int j = 0; j < Q; j++) {
         const fastrnn_size left = p->units - vector * LANES;
-        at[j] = p->column[block] + vector * LANES;
+        at[j] = part->column[block] + vector * LANES;
         m[j] = left < LANES ? left : LANES;
         if (++block == p->blocks)
             block = 0, vector++;
@@ -141,6 +142,17 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
 #undef W_VECTOR
         if (part == p)
             break;
+        block = first_block;
+        UNROLL for (int j = 0; j < Q; j++) {
+            const fastrnn_size here = at[j], there = here + p->column[block] - part->column[block];
+            if (there != here) /* these sums end here, and others begin */
+                UNROLL for (int r = 0; r < R; r++) {
+                    v_store(part->to + (row + r) * part->ld_to + here, m[j], sum[r * Q + j]);
+                    sum[r * Q + j] = v_load(p->from + (row + r) * p->ld_from + there, m[j]);
+                }
+            at[j] = there;
+            block = block + 1 < p->blocks ? block + 1 : 0;
+        }
     }
     real *to = p->to + row * p->ld_to;
     if (full) {
@@ -162,8 +174,8 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
 /* Every tile that is used, R*Q <= TILE_VECTORS; and by the width of panels, from 3 on: the most vectors for
  * a number of rows, and the rows of a tile when there are enough of them. One row wants some ten chains at
  * once to hide the latency of the multiply-add; many rows want an outer product near a square. */
-#define FIRST_WIDTH 3
 #if TILE_VECTORS == 24
+#define FIRST_WIDTH 3
 #define MOST_ROWS 8
 #define MOST_VECTORS 12
 #define TILES(X)                                                                                             \
@@ -181,16 +193,18 @@ static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 12, 6, 6, 3, 
 static const unsigned char NAME(tallest_)[] = {8, 6};
 #define COLUMN_ROWS (LANES < 8 ? LANES : 8) /* of a tile whose rows are columns of panels: none crosses two */
 #else
+#define FIRST_WIDTH 2
 #define MOST_ROWS 6
 #define MOST_VECTORS 12
 #define TILES(X)                                                                                             \
-    X(1, 1, 4) X(1, 2, 4) X(1, 3, 4) X(1, 4, 4) X(1, 5, 4) X(1, 6, 4) X(1, 7, 4) X(1, 8, 4) X(1, 9, 4)       \
-    X(1, 10, 4) X(1, 11, 4) X(1, 12, 4) X(2, 1, 4) X(2, 2, 4) X(2, 3, 4) X(2, 4, 4) X(3, 1, 4) X(3, 2, 4)    \
-    X(3, 3, 4) X(3, 4, 4) X(4, 1, 4) X(4, 2, 4) X(5, 1, 4) X(5, 2, 4) X(6, 1, 4) X(6, 2, 4)                  \
+    X(1, 1, 2) X(1, 2, 2) X(1, 3, 2) X(1, 4, 2) X(1, 5, 2) X(1, 6, 2) X(1, 7, 2) X(1, 8, 2) X(1, 9, 2)       \
+    X(1, 10, 2) X(1, 11, 2) X(1, 12, 2) X(2, 1, 2) X(2, 2, 2) X(2, 3, 2) X(2, 4, 2) X(2, 5, 2) X(2, 6, 2)    \
+    X(3, 1, 2) X(3, 2, 2) X(3, 3, 2) X(3, 4, 2) X(4, 1, 2) X(4, 2, 2) X(5, 1, 2) X(5, 2, 2) X(6, 1, 2)       \
+    X(6, 2, 2)                                                                                               \
     X(1, 1, 3) X(1, 2, 3) X(1, 3, 3) X(1, 6, 3) X(1, 9, 3) X(1, 12, 3) X(2, 1, 3) X(2, 2, 3) X(2, 3, 3)      \
     X(2, 6, 3) X(3, 1, 3) X(3, 2, 3) X(3, 3, 3) X(4, 1, 3) X(4, 2, 3) X(4, 3, 3)
-static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 6, 3, 3}, {0, 12, 4, 4, 2, 2, 2}};
-static const unsigned char NAME(tallest_)[] = {4, 6};
+static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 6, 4, 2, 2, 2}, {0, 12, 6, 3, 3}};
+static const unsigned char NAME(tallest_)[] = {6, 4};
 #define COLUMN_ROWS (LANES < 4 ? LANES : 4)
 #endif
 
@@ -256,20 +270,21 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
         const fastrnn_size top = passes == 1 ? row : row + rows * pass / passes;
         const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (pass + 1) / passes;
         const fastrnn_size n = bottom - top, most = NAME(tiling_)(p, n).most;
-        /* A group is what a tile takes, but whole panels: they hold whole units, which the epilogue needs. */
-        fastrnn_size grain = 1, groups = 1, panels = vectors; /* grain: vectors of units in a panel */
+        /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all of their blocks. */
+        fastrnn_size grain = 1, groups = 1, grains = vectors; /* grain: vectors of units in a panel, if not fewer */
         if (vectors * p->blocks > most) {
             if (p->blocks < p->w.width) {
                 grain = p->w.width / p->blocks;
-                panels = (vector_end + grain - 1) / grain - vector / grain;
+                grains = (vector_end + grain - 1) / grain - vector / grain;
             }
-            groups = most <= p->w.width ? panels : (panels - 1) / (most / p->w.width) + 1;
+            const fastrnn_size most_grains = most / (grain * p->blocks);
+            groups = most_grains <= 1 ? grains : (grains - 1) / most_grains + 1;
         }
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
-            const fastrnn_size first = group ? (vector / grain + panels * group / groups) * grain : vector;
+            const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;
             const fastrnn_size last =
-                group + 1 < groups ? (vector / grain + panels * (group + 1) / groups) * grain : vector_end;
+                group + 1 < groups ? (vector / grain + grains * (group + 1) / groups) * grain : vector_end;
             if (p->before && !p->continues)
                 NAME(cover_)(p->before, top, bottom, first, last);
             NAME(cover_)(p, top, bottom, first, last);

@@ -222,10 +222,11 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
     };
     const fastrnn_size from = s->rows.from, to = least(s->rows.to, s->n), middle = least(greatest(from, s->old), to);
     if (s->project_by_step) {
-        NAME(set_bias_)(s, (span_t){from, to}, s->units, gates);
         input = NAME(input_product_)(s, s->first, gates);
         p.before = &input;
-        p.continues = s->shape.accumulators == s->shape.gates && s->shape.hidden_blocks == s->shape.gates;
+        p.continues = s->shape.hidden_blocks == s->shape.gates;
+        if (p.continues)
+            p.from = run->bias, p.ld_from = 0;
     }
     for (int part = 0; part < 2; part++) { /* rows that have a step before, then those that begin */
         p.a = s->h_prev = part ? s->h_new : s->h_old;
