@@ -183,13 +183,14 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
     X(1, 10, 4) X(1, 11, 4) X(1, 12, 4) X(2, 1, 4) X(2, 2, 4) X(2, 3, 4) X(2, 4, 4) X(2, 5, 4) X(2, 6, 4)    \
     X(2, 7, 4) X(2, 8, 4) X(2, 9, 4) X(2, 10, 4) X(2, 11, 4) X(2, 12, 4) X(3, 1, 4) X(3, 2, 4) X(3, 3, 4)    \
     X(3, 4, 4) X(3, 5, 4) X(3, 6, 4) X(3, 7, 4) X(3, 8, 4) X(4, 1, 4) X(4, 2, 4) X(4, 3, 4) X(4, 4, 4)       \
-    X(5, 1, 4) X(5, 2, 4) X(5, 3, 4) X(5, 4, 4) X(6, 1, 4) X(6, 2, 4) X(6, 3, 4) X(6, 4, 4)                  \
+    X(5, 1, 4) X(5, 2, 4) X(5, 3, 4) X(5, 4, 4) X(6, 1, 4) X(6, 2, 4) X(6, 3, 4) X(6, 4, 4) X(7, 1, 4)       \
+    X(7, 2, 4) X(7, 3, 4) X(8, 1, 4) X(8, 2, 4) X(8, 3, 4)                                                   \
     X(1, 1, 3) X(1, 2, 3) X(1, 3, 3) X(1, 6, 3) X(1, 9, 3) X(1, 12, 3) X(2, 1, 3) X(2, 2, 3) X(2, 3, 3)      \
     X(2, 6, 3) X(2, 9, 3) X(2, 12, 3) X(3, 1, 3) X(3, 2, 3) X(3, 3, 3) X(3, 6, 3) X(4, 1, 3) X(4, 2, 3)      \
     X(4, 3, 3) X(4, 6, 3) X(5, 1, 3) X(5, 2, 3) X(5, 3, 3) X(6, 1, 3) X(6, 2, 3) X(6, 3, 3) X(7, 1, 3)       \
     X(7, 2, 3) X(7, 3, 3) X(8, 1, 3) X(8, 2, 3) X(8, 3, 3)
 static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 12, 6, 6, 3, 3, 3, 3},
-                                                                   {0, 12, 12, 8, 4, 4, 4}};
+                                                                   {0, 12, 12, 8, 4, 4, 4, 3, 3}};
 static const unsigned char NAME(tallest_)[] = {8, 6};
 #define COLUMN_ROWS (LANES < 8 ? LANES : 8) /* of a tile whose rows are columns of panels: none crosses two */
 #else
@@ -221,10 +222,12 @@ typedef struct {
 
 INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
 {
-    const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : NAME(tallest_)[p->w.width - FIRST_WIDTH];
-    const fastrnn_size tiles = n <= tallest ? 1 : (n + tallest - 1) / tallest;
+    const int which = p->w.width - FIRST_WIDTH;
+    const unsigned char *most = NAME(most_)[which];
+    const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : NAME(tallest_)[which];
+    const fastrnn_size tiles = n <= MOST_ROWS && most[n] ? 1 : (n + tallest - 1) / tallest;
     const fastrnn_size high = p->a_panel ? tallest : tiles == 1 ? n : (n + tiles - 1) / tiles;
-    return (tiling_t){tiles, high, p->a_panel ? p->w.width : NAME(most_)[p->w.width - FIRST_WIDTH][high]};
+    return (tiling_t){tiles, high, p->a_panel ? p->w.width : most[high]};
 }
 
 /* Rows that share a pass over the panels: their part of `a` stays in the second-level cache meanwhile. */
