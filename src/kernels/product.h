@@ -126,7 +126,9 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
             if (R <= 4 && R < Q) {
                 UNROLL for (int r = 0; r < R; r++) side[r] = v_set(a[r * a_row]);
                 UNROLL for (int j = 0; j < Q; j++) {
-                    const V w_j = W_VECTOR(j);
+                    V w_j = W_VECTOR(j);
+                    if (R > 1)
+                        V_IN_REGISTER(w_j);
                     UNROLL for (int r = 0; r < R; r++) sum[r * Q + j] = v_fma(side[r], w_j, sum[r * Q + j]);
                 }
             } else {

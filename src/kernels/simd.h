@@ -23,6 +23,14 @@
 #elif defined(FASTRNN_WIDE) /* tests/native: the shapes of x86_v4, by any compiler for any processor */
 #define FASTRNN_FUSED
 #endif
+/* x is loaded once: compilers like to make it an operand in memory of all that use it, once for each. */
+#if defined(FASTRNN_X86_V4)
+#define V_IN_REGISTER(x) __asm__("" : "+v"(x))
+#elif defined(FASTRNN_X86_V3)
+#define V_IN_REGISTER(x) __asm__("" : "+x"(x))
+#else
+#define V_IN_REGISTER(x) (void)0
+#endif
 #define INLINE static inline __attribute__((always_inline, unused))
 #define UNROLL _Pragma("GCC unroll 32")
 #if defined(FASTRNN_X86_V4) || defined(FASTRNN_WIDE)
