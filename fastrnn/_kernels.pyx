@@ -645,6 +645,11 @@ cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
     return array
 
 
+def spare_memory():
+    """Bytes that are kept for later arrays, 64 MiB at most."""
+    return spare_bytes
+
+
 def empty(tuple shape, dtype):
     """numpy.empty of float32 or float64, of memory that is used again."""
     cdef cnp.npy_intp sizes[3]

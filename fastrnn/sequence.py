@@ -171,10 +171,8 @@ def backward(
     GH = weights.weight_ih.shape[0]
     H = GH // cell.gates
     AH = cell.accumulators * H
-    dweight_ih, dweight_hh, dweight_hr = (
-        None if w is None else _kernels.empty(w.shape, dtype)
-        for w in (weights.weight_ih, weights.weight_hh, weights.weight_hr)
-    )
+    dweight_ih, dweight_hh = (_kernels.empty(w.shape, dtype) for w in (weights.weight_ih, weights.weight_hh))
+    dweight_hr = None if weights.weight_hr is None else _kernels.empty(weights.weight_hr.shape, dtype)
     dbias = np.zeros(AH, dtype)
     if N:
         rows = min(N, max(packing.B, BACKWARD_ROWS))

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -1057,3 +1058,62 @@ def test_ctrl_c_with_more_threads_than_cores(fused, B):
     values = {"threads": 8, "T": 200_000, "B": B}
     code = textwrap.dedent(INTERRUPT) + textwrap.dedent(code)
     assert in_new_process(code, fused, timeout=20, **values) == "done\n"
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+
+def test_memory_that_is_used_again_is_nobody_elses(rng):
+    """Arrays that somebody holds keep their values, whatever is called and freed after them."""
+    layer = LSTM(24, 40, rng=0)
+    held = []
+    for T in (60, 61, 200, 60, 7, 60):
+        x = rng.standard_normal((T, 5, 24)).astype("f4")
+        inferred, _ = layer(x)
+        y, _, tape = layer.forward(x)
+        grads = layer.backward(tape, np.ones_like(y))
+        held += [(a, a.copy()) for a in (inferred, y, grads.x, *grads.parameters.values())]
+        del y, tape
+        grads = layer.backward(layer.forward(x)[2], None)  # and these are freed at once
+    arrays = [a for a, _ in held]
+    assert all(not np.shares_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
+    for array, copy in held:
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_freed_arrays_are_kept_for_the_next_up_to_a_limit(rng):
+    layer = RNN(8, 256, rng=0)
+    x = rng.standard_normal((40, 16, 8)).astype("f4")
+    _kernels.empty((3 << 20,), np.dtype("f4"))  # which makes room by being freed
+    first = layer(x)[0]
+    address = first.ctypes.data
+    del first
+    assert layer(x)[0].ctypes.data == address
+    for _ in range(3):
+        many = [_kernels.empty((1 << 20,), np.dtype("f8")) for _ in range(12)]  # 96 MiB
+        del many
+        assert 0 < _kernels.spare_memory() <= 64 << 20
+    huge = _kernels.empty((1 << 24, 2), np.dtype("f4"))  # 128 MiB
+    before = _kernels.spare_memory()
+    del huge
+    assert _kernels.spare_memory() == before
+
+
+def test_tracemalloc_sees_large_arrays(rng):
+    layer = GRU(8, 64, rng=0)
+    x = rng.standard_normal((500, 4, 8)).astype("f4")
+    layer(x)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        y, _ = layer(x)
+        assert tracemalloc.get_traced_memory()[0] - before >= y.nbytes
+        del y
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_that_cannot_be():
+    with pytest.raises(MemoryError, match="shape"):
+        _kernels.empty((1 << 40, 1 << 40), np.dtype("f4"))

@@ -33,21 +33,21 @@
                                            real *c_kept)                                                     \
     {                                                                                                        \
         FOR_ROWS(                                                                                            \
-            real *gates_k = gates + row * A * H + k, *c_k = HAS_C ? c + row * H + k : 0;                       \
-            V a[A]; V c_new = v_set(0); V h_new = v_set(0);                                                      \
+            real *gates_k = gates + row * A * H + k, *c_k = HAS_C ? c + row * H + k : 0;                     \
+            V a[A]; V c_new = v_set(0); V h_new = v_set(0);                                                  \
             UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates_k + block * H, m);        \
             if (HAS_C)                                                                                       \
-                c_new = v_load(c_k, m);                                                                        \
+                c_new = v_load(c_k, m);                                                                      \
             else                                                                                             \
-                h_new = v_load(h_prev + row * ld_prev + k, m);                                                 \
-            NAME(CELL##_forward_)(a, &h_new, &c_new);                                                            \
+                h_new = v_load(h_prev + row * ld_prev + k, m);                                               \
+            NAME(CELL##_forward_)(a, &h_new, &c_new);                                                        \
             if (keep)                                                                                        \
                 UNROLL for (int block = 0; block < A; block++) v_store(gates_k + block * H, m, a[block]);    \
-            v_store(h + row * ldh + k, m, h_new);                                                              \
+            v_store(h + row * ldh + k, m, h_new);                                                            \
             if (HAS_C)                                                                                       \
-                v_store(c_k, m, c_new);                                                                        \
+                v_store(c_k, m, c_new);                                                                      \
             if (HAS_C && c_kept)                                                                             \
-                v_store(c_kept + row * H + k, m, c_new);)                                                      \
+                v_store(c_kept + row * H + k, m, c_new);)                                                    \
     }
 
 #define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \

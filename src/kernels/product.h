@@ -44,7 +44,8 @@ typedef struct product_t {
     int continues; /* the sums of `before`, which stay in registers, except where the columns differ */
     fastrnn_size K, units;
     int blocks;
-    int downward; /* groups of units from the last to the first */
+    int downward; /* from the last units to the first: as every second step does, so that it begins with the
+                   * weights that the one before read last, which a cache still holds */
     panels_t w;
     fastrnn_size first_k; /* of the panels' rows, where they are more than K */
     const real *a; /* a(r, k) = a[r*a_row + k*a_k], unless a_panel */
@@ -66,8 +67,8 @@ typedef void (*tile_t)(const product_t *p, fastrnn_size row, fastrnn_size panel,
 typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
                            fastrnn_size end);
 
-/* Vectors of a panel of weights, as the tile of many rows has them. Columns of a matrix that are multiplied with
- * those of another are always in panels of three. */
+/* Vectors of a panel of weights, as the tile of many rows has them. Columns of a matrix that are multiplied
+ * with those of another are in panels of three. */
 INLINE int weight_width(int blocks) { return blocks == 3 ? 3 : TILE_VECTORS / 6; }
 #define COLUMN_WIDTH 3
 
@@ -117,7 +118,8 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
     for (;; part = p) {
         const fastrnn_size a_row = part->a_row, a_k = part->a_k, next = panel_size(part->w.depth, width);
         const fastrnn_size from_a = row + part->a_first;
-        const real *a = part->a + (part->a_panel ? from_a / LANES * part->a_panel + from_a % LANES : row * a_row);
+        const real *a =
+            part->a + (part->a_panel ? from_a / LANES * part->a_panel + from_a % LANES : row * a_row);
         const real *w = part->w.at + panel * next + (part->first_k * width + place) * LANES;
 #define W_VECTOR(j) (*(const V *)(w + (j) / width * next + (j) % width * LANES))
         /* The shorter side of the outer product stays in registers while the longer one passes through one. */
@@ -173,9 +175,10 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
         NAME(tile_)(R, Q, W, p, row, panel, place, vector, block);                                           \
     }
 
-/* Every tile that is used, R*Q <= TILE_VECTORS; and by the width of panels, from 3 on: the most vectors for
- * a number of rows, and the rows of a tile when there are enough of them. One row wants some ten chains at
- * once to hide the latency of the multiply-add; many rows want an outer product near a square. */
+/* Every tile that is used, (R, Q, width of panels), R*Q <= TILE_VECTORS. Then, for each width: the most
+ * vectors for a number of rows (0: such tiles are not used), and the rows of a tile if there are even more.
+ * One row wants some ten chains at once to hide the latency of the multiply-add; many rows want an outer
+ * product near a square. */
 #if TILE_VECTORS == 24
 #define FIRST_WIDTH 3
 #define MOST_ROWS 8
@@ -192,7 +195,7 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
     X(4, 3, 3) X(4, 6, 3) X(5, 1, 3) X(5, 2, 3) X(5, 3, 3) X(6, 1, 3) X(6, 2, 3) X(6, 3, 3) X(7, 1, 3)       \
     X(7, 2, 3) X(7, 3, 3) X(8, 1, 3) X(8, 2, 3) X(8, 3, 3)
 static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 12, 6, 6, 3, 3, 3, 3},
-                                                                   {0, 12, 12, 8, 4, 4, 4, 3, 3}};
+                                                           {0, 12, 12, 8, 4, 4, 4, 3, 3}};
 static const unsigned char NAME(tallest_)[] = {8, 6};
 #define COLUMN_ROWS (LANES < 8 ? LANES : 8) /* of a tile whose rows are columns of panels: none crosses two */
 #else
@@ -215,8 +218,8 @@ TILES(DEFINE_TILE)
 #define TILE_ENTRY(R, Q, W) [W - FIRST_WIDTH][R - 1][Q - 1] = NAME(tile_##R##_##Q##_##W##_),
 static const tile_t NAME(tiles_)[][MOST_ROWS][MOST_VECTORS] = {TILES(TILE_ENTRY)};
 
-/* How n rows are divided among tiles: evenly, unless they are columns of panels. What is one needs no division:
- * a step of a small layer is over in a few hundred cycles. */
+/* How n rows are divided among tiles: evenly, unless they are columns of panels. What is one needs no
+ * division: a step of a small layer is over in a few hundred cycles. */
 typedef struct {
     fastrnn_size tiles, high; /* rows of the highest */
     fastrnn_size most;        /* vectors of each, at most */
@@ -255,7 +258,8 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
             n = least(count - j, tiling.most);
             if (place || n < width) /* the panel's rest, at most */
                 n = least(n, width - place);
-            tiles_of_rows[n - 1](p, row, panel, place, first + (j ? j / p->blocks : 0), (int)(j ? j % p->blocks : 0));
+            tiles_of_rows[n - 1](p, row, panel, place, first + (j ? j / p->blocks : 0),
+                                 (int)(j ? j % p->blocks : 0));
             for (place += n; place >= width; place -= width)
                 panel++;
         }
@@ -270,13 +274,15 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
         return;
     const fastrnn_size rows = row_end - row, vectors = vector_end - vector;
     const fastrnn_size bytes = p->a_panel ? 0 : rows * p->K * (fastrnn_size)sizeof(real);
-    const fastrnn_size passes = bytes <= PASS_BYTES ? 1 : least(bytes / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
+    const fastrnn_size passes =
+        bytes <= PASS_BYTES ? 1 : least(bytes / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
     for (fastrnn_size pass = 0; pass < passes; pass++) {
         const fastrnn_size top = passes == 1 ? row : row + rows * pass / passes;
         const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (pass + 1) / passes;
         const fastrnn_size n = bottom - top, most = NAME(tiling_)(p, n).most;
-        /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all of their blocks. */
-        fastrnn_size grain = 1, groups = 1, grains = vectors; /* grain: vectors of units in a panel, if not fewer */
+        /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
+         * It is made of grains, the vectors of units that a panel has, or one if it has less. */
+        fastrnn_size grain = 1, grains = vectors, groups = 1;
         if (vectors * p->blocks > most) {
             if (p->blocks < p->w.width) {
                 grain = p->w.width / p->blocks;
@@ -317,9 +323,9 @@ static void panels_of_rows(int blocks, fastrnn_size units, fastrnn_size K, const
 
 /* Panels of n rows of a matrix as it stands, w (n, units), as its rows k = first .. first+n-1 of the K in
  * each panel; vectors [vector, vector_end). */
-static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fastrnn_size first, fastrnn_size n,
-                              const real *w, fastrnn_size ld, real *panels, fastrnn_size vector,
-                              fastrnn_size vector_end)
+static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fastrnn_size first,
+                              fastrnn_size n, const real *w, fastrnn_size ld, real *panels,
+                              fastrnn_size vector, fastrnn_size vector_end)
 {
     for (; vector < vector_end; vector++) {
         const fastrnn_size m = least(units - vector * LANES, LANES);

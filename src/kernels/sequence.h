@@ -225,7 +225,7 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
         input = NAME(input_product_)(s, s->first, gates);
         p.before = &input;
         p.continues = s->shape.hidden_blocks == s->shape.gates;
-        if (p.continues)
+        if (p.continues) /* what no input feeds begins with its bias */
             p.from = run->bias, p.ld_from = 0;
     }
     for (int part = 0; part < 2; part++) { /* rows that have a step before, then those that begin */
@@ -240,7 +240,8 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
         q.before = 0;
         q.K = H;
         q.blocks = 1;
-        q.w = (panels_t){(const real *)run->packed_hh + NAME(packed_size_)(s->shape.hidden_blocks, H, P), weight_width(1), H};
+        q.w = (panels_t){run->packed_hh, weight_width(1), H};
+        q.w.at += NAME(packed_size_)(s->shape.hidden_blocks, H, P);
         q.a = run->unit;
         q.a_row = H;
         q.column[0] = s->direct;
@@ -462,28 +463,31 @@ static void NAME(pack_h_prev_)(step_t *s, fastrnn_size t, fastrnn_size steps, fa
                             s->first - first == to + count;
         if (!follows) {
             if (count)
-                panels_of_columns(run->P, COLUMN_WIDTH, rows, to, count, from, run->ldy, run->panels_h, vectors.from, vectors.to);
+                panels_of_columns(run->P, COLUMN_WIDTH, rows, to, count, from, run->ldy, run->panels_h,
+                                  vectors.from, vectors.to);
             from = s->h_old, to = s->first - first, count = 0;
         }
         if (step < steps) {
             count += s->old;
             if (s->n > s->old)
-                panels_of_columns(run->P, COLUMN_WIDTH, rows, s->first - first + s->old, s->n - s->old, s->h_new + s->old * run->P,
-                             run->P, run->panels_h, vectors.from, vectors.to);
+                panels_of_columns(run->P, COLUMN_WIDTH, rows, s->first - first + s->old, s->n - s->old,
+                                  s->h_new + s->old * run->P, run->P, run->panels_h, vectors.from, vectors.to);
         }
     }
 }
 
-/* What a chunk of steps adds to the gradients of the parameters, and its dx. Nothing is there to add to before the
- * `first_chunk`, except in the bias. */
-static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps, int first_chunk, fastrnn_member me)
+/* What a chunk of steps adds to the gradients of the parameters, and its dx. The first chunk finds nothing to
+ * add to, except for the bias. */
+static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps, int first_chunk,
+                                  fastrnn_member me)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, P = run->P, I = run->I, AH = s->AH, direct = s->direct;
     const fastrnn_size direct_x = s->shape.input_blocks * H;
     const fastrnn_size first = run->offsets[t], rows = run->offsets[t + steps] - first;
     const real *x = (const real *)run->x + first * I, *dgates = run->dgates;
-    const int units_width = run->projected ? weight_width(1) : COLUMN_WIDTH; /* as what multiplies them wants it */
+    /* Those of a projection are multiplied with rows of dh_kept, not with columns of panels. */
+    const int units_width = run->projected ? weight_width(1) : COLUMN_WIDTH;
     span_t mine = NAME(share_)(me, vector_count(AH), 1);
     panels_of_columns(AH, 1, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
     NAME(add_rows_)(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
@@ -622,7 +626,8 @@ static int NAME(useful_threads_)(const run_t *run)
         return 1;
     if (run->B < 4 * threads) { /* units are divided */
         const double step = 2.0 * (double)run->B * (double)G * (double)run->P;
-        while (threads > 1 && (step < FASTRNN_SHARED_STEP_FLOPS * (threads - 1) || vector_count(run->H) < 2 * threads))
+        while (threads > 1 &&
+               (step < FASTRNN_SHARED_STEP_FLOPS * (threads - 1) || vector_count(run->H) < 2 * threads))
             threads--;
     }
     return threads;
