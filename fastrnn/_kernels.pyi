@@ -44,12 +44,8 @@ def forward(
     x: Array,
     state: tuple[Array, Array | None],
     y: Array,
-    gates: Array,
-    c_kept: Array | None,
-    bias: Array,
-    unit: Array | None,
-    chunk: int,
-    keep: bool,
+    gates: Array | None = None,
+    c_kept: Array | None = None,
 ) -> None: ...
 def backward(
     weights: Weights,
@@ -68,7 +64,6 @@ def backward(
     dbias: Array,
     chunk: int,
 ) -> None: ...
-def forward_rows(B: int, AH: int, itemsize: int) -> int: ...
 
 class Stack:
     def __init__(self, weights: list[Weights], directions: int) -> None: ...

@@ -63,9 +63,9 @@ cdef extern from "kernels.h" nogil:
     enum: FASTRNN_MOST_ISAS
     ctypedef struct fastrnn_cell_shape:
         const char *name
-        int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset
+        int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset, stages
     ctypedef struct Run "fastrnn_run":
-        int cell, reverse, keep, projected, accumulate_dx
+        int cell, reverse, projected, accumulate_dx
         Py_ssize_t T, B, I, H, P, chunk, ldy, lddy
         const Py_ssize_t *offsets
         const void *x
@@ -77,6 +77,7 @@ cdef extern from "kernels.h" nogil:
         void *h
         void *c
         void *y
+        void *sums
         void *gates
         void *c_kept
         void *bias
@@ -108,24 +109,30 @@ cdef extern from "kernels.h" nogil:
         int stop[2]
         int (*poll)(void *) except -1 nogil
         void *poll_context
+    ctypedef struct fastrnn_sums_f32:
+        float *at
+        Py_ssize_t row, block, unit
     ctypedef struct fastrnn_cell_f32:
-        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, int, const float *, Py_ssize_t,
-                        float *, Py_ssize_t, float *, float *) noexcept nogil
+        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f32 *, float *,
+                        const float *, Py_ssize_t, float *, Py_ssize_t, float *, float *) noexcept nogil
         void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
                          const float *, const float *, const float *, Py_ssize_t, float *, float *, float *,
                          float *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, const float *,
-                              Py_ssize_t, float *) noexcept nogil
+        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f32 *,
+                              const float *, Py_ssize_t, float *) noexcept nogil
         void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *,
                                Py_ssize_t, float *, float *, float *) noexcept nogil
+    ctypedef struct fastrnn_sums_f64:
+        double *at
+        Py_ssize_t row, block, unit
     ctypedef struct fastrnn_cell_f64:
-        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, int, const double *,
-                        Py_ssize_t, double *, Py_ssize_t, double *, double *) noexcept nogil
+        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f64 *, double *,
+                        const double *, Py_ssize_t, double *, Py_ssize_t, double *, double *) noexcept nogil
         void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
                          Py_ssize_t, const double *, const double *, const double *, Py_ssize_t, double *,
                          double *, double *, double *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, const double *,
-                              Py_ssize_t, double *) noexcept nogil
+        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f64 *,
+                              const double *, Py_ssize_t, double *) noexcept nogil
         void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
                                Py_ssize_t, double *, double *, double *) noexcept nogil
     ctypedef struct fastrnn_table_f32:
@@ -138,6 +145,7 @@ cdef extern from "kernels.h" nogil:
         void (*pack_columns)(Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
         void (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t,
                          const float *, float *, int) noexcept nogil
+        Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
         int (*run_forward)(Run *) except -1 nogil
         int (*run_backward)(Run *) except -1 nogil
     ctypedef struct fastrnn_table_f64:
@@ -150,6 +158,7 @@ cdef extern from "kernels.h" nogil:
         void (*pack_columns)(Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
         void (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t,
                          const double *, double *, int) noexcept nogil
+        Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
         int (*run_forward)(Run *) except -1 nogil
         int (*run_backward)(Run *) except -1 nogil
     ctypedef struct fastrnn_isa:
@@ -339,7 +348,10 @@ cdef void project_input(real *_, const Run *a, Py_ssize_t rows, const real *x, r
 
 
 cdef int forward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
-    """y, h_n, c_n of one layer and direction; fills `gates` and `c_kept` if they are kept."""
+    """y, h_n, c_n of one layer and direction; fills `gates` and `c_kept` if they are kept.
+
+    What is kept as gates are sums until the cell has run, so they need no scratch.
+    """
     cdef double last = fastrnn_seconds()
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
@@ -347,35 +359,38 @@ cdef int forward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
     cdef const real *w_hh = <const real *>a.weight_hh
     cdef real *h = <real *>a.h
     cdef real *unit = <real *>a.unit
+    cdef real *sums
     cdef real *gates
-    cdef real *at
     cdef real *y
     cdef real *kept
     if real is float:
         cell = isa.f32.cell[a.cell]
+        step_sums = fastrnn_sums_f32(NULL, AH, H, 1)
     else:
         cell = isa.f64.cell[a.cell]
+        step_sums = fastrnn_sums_f64(NULL, AH, H, 1)
     while done < a.T:
         steps = next_chunk(a, done, a.reverse)
         t = a.T - done - steps if a.reverse else done
         first = a.offsets[t]
-        gates = <real *>a.gates + (first * AH if a.keep else 0)
-        project_input(tag, a, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, gates)
+        sums = <real *>a.sums if a.gates == NULL else <real *>a.gates + first * AH
+        project_input(tag, a, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, sums)
         for step in range(steps):
             t = a.T - done - step - 1 if a.reverse else done + step
             n = a.offsets[t + 1] - a.offsets[t]
-            at = gates + (a.offsets[t] - first) * AH
+            step_sums.at = sums + (a.offsets[t] - first) * AH
+            gates = NULL if a.gates == NULL else step_sums.at
             y = <real *>a.y + a.offsets[t] * a.ldy
             kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
-            gemm_nt(n, direct, P, h, P, w_hh, P, <real>1, at, AH)
+            gemm_nt(n, direct, P, h, P, w_hh, P, <real>1, step_sums.at, AH)
             if shape.has_reset:
-                cell.reset_forward(n, H, 0, H, at, h, H, unit)
-                gemm_nt(n, H, H, unit, H, w_hh + direct * H, H, <real>1, at + direct, AH)
+                cell.reset_forward(n, H, 0, H, &step_sums, h, H, unit)
+                gemm_nt(n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums.at + direct, AH)
             if a.projected:
-                cell.forward(n, H, 0, H, at, a.keep, NULL, 0, unit, H, <real *>a.c, kept)
+                cell.forward(n, H, 0, H, &step_sums, gates, NULL, 0, unit, H, <real *>a.c, kept)
                 gemm_nt(n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
             else:
-                cell.forward(n, H, 0, H, at, a.keep, h, H, h, H, <real *>a.c, kept)
+                cell.forward(n, H, 0, H, &step_sums, gates, h, H, h, H, <real *>a.c, kept)
             for row in range(n):
                 memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
             look_for_signals(&last, mode)
@@ -811,15 +826,47 @@ cdef int fill(Run *a, Weights weights, bint reverse, offsets, x, h, c, y) except
     return 0
 
 
-def forward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept, bias, unit, Py_ssize_t chunk,
-            bint keep):
-    """Run one layer and direction; see `fastrnn_run` for the arrays. `state` = (h, c or None) is updated."""
+# Bytes of projected sums that forward has at once, and rows of them at least: enough for a product at its full
+# rate, few enough that the recurrence finds them in cache.
+cdef enum:
+    FORWARD_BYTES = 1 << 18
+    FORWARD_ROWS = 128
+
+
+cdef int bind_scratch(Run *a, Memory memory, bint single) except -1:
+    """Give `a`, of which all else is known, the scratch of forward, in `memory`."""
+    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
+    cdef Py_ssize_t item = 4 if single else 8, AH = shape.accumulators * a.H, rows
+    cdef size_t sums = 0, bias = AH * item, unit = a.B * a.H * item if a.projected or shape.has_reset else 0
+    cdef char *start
+    a.chunk = max(a.B, FORWARD_ROWS, FORWARD_BYTES // (AH * item))
+    rows = min(a.chunk, a.offsets[a.T])
+    if fused:
+        sums = item * (isa.f32.sums_size(a.cell, a.H, rows) if single else isa.f64.sums_size(a.cell, a.H, rows))
+    elif a.gates == NULL:
+        sums = item * rows * AH
+    sums, bias = whole_lines(sums), whole_lines(bias)
+    start = <char *>memory.reserve(sums + bias + unit)
+    a.sums, a.bias, a.unit = start, start + sums, start + sums + bias
+    return 0
+
+
+cdef inline size_t whole_lines(size_t size) noexcept:
+    return (size + 63) & ~<size_t>63
+
+
+def forward(Weights weights, bint reverse, offsets, x, state, y, gates=None, c_kept=None):
+    """Run one layer and direction; see `fastrnn_run` for the arrays. `state` = (h, c or None) is updated.
+
+    `gates` and `c_kept` are what backward wants; without, nothing is kept.
+    """
     cdef Run a
-    cdef bint single = x.dtype == np.float32
+    cdef bint single = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32
+    cdef Memory memory = Memory()
     fill(&a, weights, reverse, offsets, x, state[0], state[1], y)
     weights.attach(&a, False)
-    a.gates, a.c_kept, a.bias, a.unit = data(gates), data(c_kept), data(bias), data(unit)
-    a.chunk, a.keep = chunk, keep
+    a.gates, a.c_kept = data(gates), data(c_kept)
+    bind_scratch(&a, memory, single)
     with nogil:
         run_forward(&a, single)
 
@@ -860,7 +907,7 @@ def backward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept,
     else:
         sizes[4], sizes[5], sizes[6], sizes[7] = chunk * a.P, a.B * H, 0, 0
     for k in range(8):
-        sizes[k] = (sizes[k] * item + 63) & ~<size_t>63
+        sizes[k] = whole_lines(sizes[k] * item)
         total += sizes[k]
     memory.reserve(total)
     total = 0
@@ -880,18 +927,6 @@ cdef inline size_t packed_size(bint single, Py_ssize_t columns, Py_ssize_t rows)
     return isa.f32.packed_size(1, columns, rows) if single else isa.f64.packed_size(1, columns, rows)
 
 
-# Bytes of projected gates that inference keeps, and rows of them at least: enough for a product at its full
-# rate, few enough that the recurrence finds them in cache.
-cdef enum:
-    FORWARD_BYTES = 1 << 18
-    FORWARD_ROWS = 128
-
-
-def forward_rows(Py_ssize_t B, Py_ssize_t AH, Py_ssize_t itemsize):
-    """Rows of the gates scratch at inference: of each chunk of time, or of one step if that has more."""
-    return max(B, FORWARD_ROWS, FORWARD_BYTES // (AH * itemsize))
-
-
 cdef class Stack:
     """Layers on top of each other, at inference: one call runs them all and keeps nothing.
 
@@ -901,7 +936,7 @@ cdef class Stack:
     cdef list weights
     cdef int directions, count, typenum
     cdef bint single, has_c
-    cdef Py_ssize_t I, H, P, AH, itemsize
+    cdef Py_ssize_t I, H, P, itemsize
 
     def __init__(self, list weights, int directions):
         cdef Weights first = weights[0]
@@ -912,7 +947,7 @@ cdef class Stack:
         self.itemsize = 4 if self.single else 8
         self.has_c = shape.has_c
         self.I, self.H = first.weight_ih.shape[1], first.weight_ih.shape[0] // shape.gates
-        self.P, self.AH = first.weight_hh.shape[1], shape.accumulators * self.H
+        self.P = first.weight_hh.shape[1]
 
     def __reduce__(self):
         return Stack, (self.weights, self.directions)
@@ -929,14 +964,11 @@ cdef class Stack:
     cdef int run(self, x, Py_ssize_t T, Py_ssize_t B, const Py_ssize_t *offsets, h, c, y) except -1:
         """All layers, the top one into y. `offsets` of a full batch may be NULL."""
         cdef Py_ssize_t N = T * B if offsets == NULL else offsets[T], k, t, width = self.directions * self.P
-        cdef Py_ssize_t rows = max(B, FORWARD_ROWS, FORWARD_BYTES // (self.AH * self.itemsize))
         cdef Py_ssize_t layers = self.count // self.directions
-        cdef size_t gates = min(rows, N) * self.AH, between = N * width if layers > 1 else 0
-        cdef size_t item = self.itemsize, size = (gates + self.AH + B * self.H + between) * item
-        cdef Memory memory = Memory()
-        cdef Py_ssize_t *steps = <Py_ssize_t *>memory.reserve(size + (T + 1) * sizeof(Py_ssize_t))
-        cdef char *scratch = <char *>(steps + T + 1)
-        cdef char *inner = scratch + (gates + self.AH + B * self.H) * item
+        cdef size_t item = self.itemsize, between = N * width * item if layers > 1 else 0
+        cdef Memory memory = Memory(), scratch = Memory()
+        cdef Py_ssize_t *steps = <Py_ssize_t *>memory.reserve(between + (T + 1) * sizeof(Py_ssize_t))
+        cdef char *inner = <char *>(steps + T + 1)
         cdef char *x_data = <char *>data(x)
         cdef char *y_data = <char *>data(y)
         cdef char *h_data = <char *>data(h)
@@ -950,14 +982,15 @@ cdef class Stack:
             steps[t] = t * B if offsets == NULL else offsets[t]
         memset(&a, 0, sizeof(Run))
         a.T, a.B, a.H, a.P, a.ldy = T, B, self.H, self.P, width
-        a.offsets, a.chunk, a.threads = steps, rows, most_threads
-        a.gates, a.bias, a.unit = scratch, scratch + gates * item, scratch + (gates + self.AH) * item
+        a.offsets, a.threads = steps, most_threads
         for k in range(self.count):
             weights = self.weights[k]
             layer = k // self.directions
             a.reverse = k - layer * self.directions
             a.cell, a.projected = weights.cell, weights.weight_hr is not None
             a.I = width if layer else self.I
+            if not k:
+                bind_scratch(&a, scratch, self.single)
             # y and one more array take turns, so that the top layer writes y
             above = inner if (layers - layer) % 2 == 0 else y_data
             below = y_data if above == inner else inner
@@ -1029,12 +1062,14 @@ cdef class Stepper:
     cdef bint single
     cdef Py_ssize_t rows
     cdef void *x
-    cdef list weights
+    cdef list weights, scratch
+    cdef const fastrnn_isa *bound_to  # the engine that `scratch` was made for
+    cdef bint bound_fused
     cdef object alive  # everything that `runs` points into
     cdef object y, y_row
 
     def __cinit__(self, list calls):
-        """`calls`: per layer (weights, offsets, x, state, y, gates, bias, unit)."""
+        """`calls`: per layer (weights, offsets, x, state, y)."""
         x, y = calls[0][2], calls[-1][4]
         self.x, self.rows, self.typenum = data(x), x.shape[0], cnp.PyArray_TYPE(x)
         # What is returned is a view, so that nobody else owns the memory that the kernels write to.
@@ -1045,11 +1080,10 @@ cdef class Stepper:
             raise MemoryError
         self.alive = calls
         self.weights = [call[0] for call in calls]
-        for k, (weights, offsets, x, state, y, gates, bias, unit) in enumerate(calls):
-            fill(&self.runs[k], weights, False, offsets, x, state[0], state[1], y)
-            self.runs[k].gates, self.runs[k].bias, self.runs[k].unit = data(gates), data(bias), data(unit)
-            self.runs[k].chunk = x.shape[0]
+        self.scratch = [Memory() for _ in calls]
         self.single = self.typenum == cnp.NPY_FLOAT32
+        for k, (weights, offsets, x, state, y) in enumerate(calls):
+            fill(&self.runs[k], weights, False, offsets, x, state[0], state[1], y)
 
     def __dealloc__(self):
         PyMem_Free(self.runs)
@@ -1071,6 +1105,10 @@ cdef class Stepper:
     cpdef run(self):
         """One step of what `x` holds."""
         cdef int k
+        if self.bound_to != isa or self.bound_fused != fused:
+            for k in range(self.count):
+                bind_scratch(&self.runs[k], <Memory>self.scratch[k], self.single)
+            self.bound_to, self.bound_fused = isa, fused
         for k in range(self.count):
             self.runs[k].threads = most_threads
             (<Weights>self.weights[k]).attach(&self.runs[k], False)

@@ -10,7 +10,7 @@ The rows of a step are then a prefix of the batch, and a full batch is the case 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -121,35 +121,20 @@ def forward(
 
     With `keep`, returns the tape; without, memory beyond y does not grow with T.
     """
-    N, B, dtype = packing.rows, packing.B, x.dtype
+    N, dtype = packing.rows, x.dtype
     H = weights.weight_ih.shape[0] // cell.gates
-    AH = cell.accumulators * H
-    chunk = _kernels.forward_rows(B, AH, dtype.itemsize)
-    if keep and cell.accumulators == 1 and y.flags.c_contiguous:
-        gates = y  # all that an RNN keeps is its output
-    else:
-        gates = _kernels.empty((N if keep else min(N, chunk), AH), dtype)
-    c_kept = _kernels.empty((N, H), dtype) if keep and cell.has_c else None
-    unit = np.empty((B, H), dtype) if cell.has_reset or weights.weight_hr is not None else None
-    bias = np.empty(AH, dtype)
     h, c = state
-    initial = (h.copy(), None if c is None else c.copy()) if keep else None
+    gates = c_kept = initial = None
+    if keep:
+        initial = (h.copy(), None if c is None else c.copy())
+        if cell.accumulators == 1 and y.flags.c_contiguous:
+            gates = y  # all that an RNN keeps is its output
+        else:
+            gates = _kernels.empty((N, cell.accumulators * H), dtype)
+        c_kept = _kernels.empty((N, H), dtype) if cell.has_c else None
     if N:
-        _kernels.forward(
-            weights,
-            reverse,
-            packing.offsets,
-            x,
-            state,
-            y,
-            gates,
-            c_kept,
-            bias,
-            unit,
-            chunk,
-            keep,
-        )
-    if initial is None:
+        _kernels.forward(weights, reverse, packing.offsets, x, state, y, gates, c_kept)
+    if initial is None or gates is None:
         return None
     return DirectionTape(cell, weights, packing, reverse, x, initial, y, gates, c_kept)
 
@@ -195,13 +180,3 @@ def backward(
         gradients["weight_hr"] = dweight_hr
     return gradients
 
-
-def scratch_for_step(cell: Cell, weights: Weights, B: int) -> dict[str, Any]:
-    """The scratch arrays of one forward step of B rows, for `_kernels.Stepper`."""
-    H = weights.weight_ih.shape[0] // cell.gates
-    dtype = weights.weight_ih.dtype
-    return {
-        "gates": np.empty((B, cell.accumulators * H), dtype),
-        "bias": np.empty(cell.accumulators * H, dtype),
-        "unit": np.empty((B, H), dtype),
-    }

@@ -10,7 +10,7 @@ from . import _kernels
 from ._kernels import Weights
 from .arguments import Array, as_array, as_rows, as_state
 from .base import State
-from .sequence import Cell, scratch_for_step
+from .sequence import Cell
 
 
 class Stream:
@@ -43,8 +43,7 @@ class Stream:
         for k, layer in enumerate(weights):
             y = np.zeros((batch_size, P), dtype)
             state = (self._h[k], None if self._c is None else self._c[k])
-            scratch = scratch_for_step(cell, layer, batch_size)
-            calls.append((layer, offsets, x, state, y, scratch["gates"], scratch["bias"], scratch["unit"]))
+            calls.append((layer, offsets, x, state, y))
             x = y
         self._stepper = _kernels.Stepper(calls)
 

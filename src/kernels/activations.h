@@ -14,9 +14,7 @@
 /* Adding this leaves round(x) plus the exponent's bias in the low bits. */
 #define ROUND_MAGIC (0x1.8p+23f + 127.0f)
 #define MANTISSA_BITS 23
-/* sigmoid(x) is below the smallest normal number, and returned as zero, for -x beyond this. */
-#define SIGMOID_ZERO 0x1.5d589ep+6f
-/* Beyond these the results do not change. */
+/* Beyond these the results do not change: sigmoid(-limit) is below the smallest normal number, thus flushed. */
 #define TANH_LIMIT 20.0f
 #define SIGMOID_LIMIT 88.0f
 #else
@@ -25,7 +23,6 @@
 #define INV_LN2 0x1.71547652b82fep+0
 #define ROUND_MAGIC (0x1.8p+52 + 1023.0)
 #define MANTISSA_BITS 52
-#define SIGMOID_ZERO 0x1.6232bdd7abcd2p+9
 #define TANH_LIMIT 40.0
 #define SIGMOID_LIMIT 708.5
 #endif
@@ -92,13 +89,13 @@ INLINE V v_tanh(V x)
     return v_real(v_bits(quotient) | (v_bits(x) & v_bits(sign)));
 }
 
-/* sigmoid(x) = 1 / (1 + exp(-x)) */
+/* sigmoid(x) = 1 / (1 + exp(-x)), zero where that is below the smallest normal number: kernels run with denormals
+ * flushed, and a quotient of 1 is never so close to that number that two processors could disagree. */
 INLINE V v_sigmoid(V x)
 {
     V bounded = v_max(v_set(-SIGMOID_LIMIT), v_min(v_set(SIGMOID_LIMIT), x)), scale, sum, unused;
     V y = exp_parts(bounded, -1, 1, &scale, &sum, &unused);
-    V s = 1 / v_fma(scale, y, sum);
-    return v_real(v_bits(s) & ~(x < v_set(-SIGMOID_ZERO)));
+    return 1 / v_fma(scale, y, sum);
 }
 
 /* Derivatives by the output. 1 - y^2 as a product keeps its accuracy where y is near one. */

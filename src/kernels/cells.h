@@ -5,18 +5,23 @@
  * that backward wants saved; `da` are the gradients of the pre-activations, in the same order. Names are
  * those of docs/math.md; derivatives take the output of the function they belong to.
  *
+ * Forward has up to two stages: GATES, the activations that wait for nothing (c: in the old, out the new one),
+ * and OUTPUT, those that wait for the first (h: in the old, out the new one). Between the two, a step of all
+ * rows is in flight, not of one: the processor has more to do while a chain of operations waits.
+ *
  * A cell never looks at H, at memory or at its neighbours: loops.h does. What it has no use for it
  * leaves alone (c of the cells that have none; h where no projection wants it again).
  */
 #define UNUSED __attribute__((unused))
-#define FORWARD(CELL) INLINE void NAME(CELL##_forward_)(V a[], V *h, UNUSED V *c)
+#define GATES(CELL) INLINE void NAME(CELL##_gates_)(V a[], UNUSED V *c)
+#define OUTPUT(CELL) INLINE void NAME(CELL##_output_)(V a[], UNUSED V c, V *h)
 #define BACKWARD(CELL)                                                                                       \
     INLINE void NAME(CELL##_backward_)(const V a[], UNUSED V h_prev, UNUSED V c, UNUSED V c_prev, V *dh,     \
                                        UNUSED V *dc, UNUSED V *h, V da[])
 
 /* Elman's cell: h = f(a), a = W_ih x + b_ih + W_hh h_prev + b_hh  (Elman, 1990) */
 
-FORWARD(rnn_tanh)
+OUTPUT(rnn_tanh)
 {
     a[0] = v_tanh(a[0]);
     *h = a[0];
@@ -28,7 +33,7 @@ BACKWARD(rnn_tanh)
     *dh = v_set(0);
 }
 
-FORWARD(rnn_relu)
+OUTPUT(rnn_relu)
 {
     a[0] = v_max(v_set(0), a[0]);
     *h = a[0];
@@ -44,12 +49,17 @@ BACKWARD(rnn_relu)
  *   i, f, o = sigmoid(a_i, a_f, a_o)    g = tanh(a_g)
  *   c = f c_prev + i g                  h = o tanh(c) */
 
-FORWARD(lstm)
+GATES(lstm)
 {
     V i = v_sigmoid(a[0]), f = v_sigmoid(a[1]), g = v_tanh(a[2]), o = v_sigmoid(a[3]);
     *c = v_fma(f, *c, i * g);
-    *h = o * v_tanh(*c);
     a[0] = i, a[1] = f, a[2] = g, a[3] = o;
+}
+
+OUTPUT(lstm)
+{
+    V o = a[3];
+    *h = o * v_tanh(c);
 }
 
 BACKWARD(lstm)
@@ -71,11 +81,17 @@ BACKWARD(lstm)
  *   h = (1 - z) n + z h_prev
  * accumulators r, z, a_h, a_x; saved r, z, a_h, n */
 
-FORWARD(gru)
+GATES(gru)
 {
-    V r = v_sigmoid(a[0]), z = v_sigmoid(a[1]), n = v_tanh(v_fma(r, a[2], a[3]));
+    V r = v_sigmoid(a[0]), z = v_sigmoid(a[1]), a_n = v_fma(r, a[2], a[3]);
+    a[0] = r, a[1] = z, a[3] = a_n;
+}
+
+OUTPUT(gru)
+{
+    V z = a[1], n = v_tanh(a[3]);
     *h = v_fma(z, *h - n, n);
-    a[0] = r, a[1] = z, a[3] = n;
+    a[3] = n;
 }
 
 BACKWARD(gru)
@@ -101,7 +117,7 @@ INLINE void NAME(reset_stage_forward_)(V a[], V h_prev, V *rh)
     *rh = a[0] * h_prev;
 }
 
-FORWARD(gru_reset_before)
+OUTPUT(gru_reset_before)
 {
     V z = a[1], n = v_tanh(a[2]);
     *h = v_fma(z, *h - n, n);

@@ -3,7 +3,7 @@
  *
  * Shape letters:  T steps, B rows, N packed rows (the sum of all lengths), I inputs, H hidden units,
  *                 P width of the hidden state (H, or the projection size), G = gates*H,
- *                 A accumulators per unit: the blocks of H columns in a row of `gates`; AH = A*H
+ *                 A accumulators per unit: the sums that a cell wants of a unit; AH = A*H
  *
  * Every array is row-major and contiguous unless a leading dimension is named. Kernels neither allocate,
  * validate, raise nor print, and one row of the batch never reads another.
@@ -18,19 +18,21 @@
 
 typedef ptrdiff_t fastrnn_size; /* Py_ssize_t, without Python.h */
 
-/* The cells; their equations are in cells.h. X(name, gates, accumulators, input, hidden, has_c, has_reset)
+/* The cells; their equations are in cells.h.
+ * X(name, gates, accumulators, input, hidden, has_c, has_reset, stages)
  *
  * How the products of a cell meet its accumulators (the columns of gates are A blocks of H):
  *   input blocks  0 .. input-1 of W_ih feed accumulators of the same number; a further block (GRU's n)
  *                 feeds the last accumulator, so that it stays apart from W_hn h
  *   hidden blocks 0 .. hidden-1 of W_hh multiply h_prev; a further block (the other GRU's n) multiplies
- *                 r*h_prev, which is why that cell has a reset stage: two products a step */
+ *                 r*h_prev, which is why that cell has a reset stage: two products a step
+ * stages: 2 if some activations wait for others; they then have a loop of their own (loops.h) */
 #define FASTRNN_CELL_LIST(X)                                                                                 \
-    X(rnn_tanh, 1, 1, 1, 1, 0, 0)                                                                            \
-    X(rnn_relu, 1, 1, 1, 1, 0, 0)                                                                            \
-    X(lstm, 4, 4, 4, 4, 1, 0)                                                                                \
-    X(gru, 3, 4, 2, 3, 0, 0)                                                                                 \
-    X(gru_reset_before, 3, 3, 3, 2, 0, 1)
+    X(rnn_tanh, 1, 1, 1, 1, 0, 0, 1)                                                                          \
+    X(rnn_relu, 1, 1, 1, 1, 0, 0, 1)                                                                          \
+    X(lstm, 4, 4, 4, 4, 1, 0, 2)                                                                              \
+    X(gru, 3, 4, 2, 3, 0, 0, 2)                                                                               \
+    X(gru_reset_before, 3, 3, 3, 2, 0, 1, 1)
 
 typedef struct {
     const char *name;
@@ -39,6 +41,7 @@ typedef struct {
     int input_blocks, hidden_blocks;
     int has_c; /* the LSTM's second state */
     int has_reset;
+    int stages;
 } fastrnn_cell_shape;
 
 #define FASTRNN_NUMBER_CELL(NAME, ...) fastrnn_cell_##NAME,
@@ -53,7 +56,7 @@ extern const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS];
  *                    ended (or, in reverse, not begun) is simply not touched, which is all that lengths need
  */
 typedef struct {
-    int cell, reverse, keep, projected, accumulate_dx;
+    int cell, reverse, projected, accumulate_dx;
     fastrnn_size T, B, I, H, P, chunk, ldy, lddy;
     const fastrnn_size *offsets;
     const void *x;         /* (N, I) */
@@ -65,7 +68,9 @@ typedef struct {
     void *h;               /* (B, P)       live; in backward: the initial state, only read */
     void *c;               /* (B, H)       live; in backward: the initial state, only read */
     void *y;               /* (N, ldy)     forward: out; backward: as forward left it */
-    void *gates;           /* (N, AH)      kept for backward, or scratch (chunk, AH) at inference */
+    void *sums;            /*              scratch of forward: of the size that sums_size gives; (chunk, AH) for
+                            *              BLAS products, where it may be `gates` */
+    void *gates;           /* (N, AH)      kept for backward, or NULL; may be y where A is 1 */
     void *c_kept;          /* (N, H)       kept for backward, or NULL */
     void *bias;            /* (AH,)        scratch: biases by accumulator; in backward their gradient, added to */
     void *unit;            /* (B, H)       scratch: o tanh(c) before projection, or r*h_prev */
@@ -97,17 +102,26 @@ typedef struct {
     void *poll_context;
 } fastrnn_run;
 
+/* Where the sums of a step lie: those of block b of the units from k on, of row r, at
+ *     at[r*row + b*block + k*unit]
+ * In a matrix (n, AH) block is H and unit 1. The fused engine has all blocks of a vector of units side by side:
+ * block is the lanes of a vector, unit is A, and k a multiple of the lanes. */
 #define FASTRNN_DECLARE(REAL, SUFFIX)                                                                        \
     typedef struct {                                                                                         \
+        REAL *at;                                                                                            \
+        fastrnn_size row, block, unit;                                                                       \
+    } fastrnn_sums_##SUFFIX;                                                                                 \
+    typedef struct {                                                                                         \
         /* One forward step, after the products, of n rows and the units from `unit` to `end`-1.             \
-         *   gates   (n, A*H)      in: pre-activations; out: what backward wants saved, if keep != 0         \
+         *   sums                  in: pre-activations; out: scratch                                         \
+         *   gates   (n, A*H)      out: what backward wants saved, or NULL; may be where the sums are        \
          *   h_prev  (n, ld_prev)  in                                                                        \
          *   h       (n, ldh)      out; may be h_prev                                                        \
          *   c       (n, H)        in: c_prev; out: c (LSTM)                                                 \
          *   c_kept  (n, H)        out: a copy of c, or NULL */                                              \
-        void (*forward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end, REAL *gates,    \
-                        int keep, const REAL *h_prev, fastrnn_size ld_prev, REAL *h, fastrnn_size ldh,       \
-                        REAL *c, REAL *c_kept);                                                              \
+        void (*forward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,                 \
+                        const fastrnn_sums_##SUFFIX *sums, REAL *gates, const REAL *h_prev,                  \
+                        fastrnn_size ld_prev, REAL *h, fastrnn_size ldh, REAL *c, REAL *c_kept);             \
         /* One backward step, before the products.                                                           \
          *   gates   (n, A*H)      saved by forward; not written                                             \
          *   h_prev  (n, ld_prev)  c, c_prev (n, H; LSTM)                                                    \
@@ -121,11 +135,12 @@ typedef struct {
                          const REAL *c_prev, const REAL *dy, fastrnn_size lddy, REAL *dgates, REAL *dh,      \
                          REAL *dc, REAL *h);                                                                 \
         /* The reset stage of GRU_RESET_BEFORE.                                                              \
-         *   reset_forward:  gates (n, A*H) blocks r, z become activations; rh (n, H) out: r*h_prev          \
+         *   reset_forward:  sums of r, z become activations; rh (n, H) out: r*h_prev                        \
          *   reset_backward: drh (n, H) in: gradient of r*h_prev, out: r*h_prev itself;                      \
          *                   dgates block r out; dh (n, H) gains drh*r */                                    \
         void (*reset_forward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,           \
-                              REAL *gates, const REAL *h_prev, fastrnn_size ld_prev, REAL *rh);              \
+                              const fastrnn_sums_##SUFFIX *sums, const REAL *h_prev, fastrnn_size ld_prev,   \
+                              REAL *rh);                                                                     \
         void (*reset_backward)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,          \
                                const REAL *gates, const REAL *h_prev, fastrnn_size ld_prev, REAL *drh,       \
                                REAL *dgates, REAL *dh);                                                      \
@@ -144,12 +159,14 @@ typedef struct {
          *   pack_rows     panels of w (blocks*units, K): for a product with its transpose                   \
          *   pack_columns  panels of w (K, units)                                                            \
          *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)  \
+         *   sums_size     numbers in the scratch of a run forward whose chunks are of so many rows          \
          *   forward, backward  a whole run; 0, or what poll answered */                                     \
         fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);                         \
         void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const REAL *w, REAL *panels);      \
         void (*pack_columns)(fastrnn_size units, fastrnn_size K, const REAL *w, REAL *panels);               \
         void (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const REAL *a, fastrnn_size a_row,  \
                          fastrnn_size a_k, const REAL *panels, REAL *c, int threads);                        \
+        fastrnn_size (*sums_size)(int cell, fastrnn_size H, fastrnn_size rows);                              \
         int (*run_forward)(fastrnn_run *run);                                                                \
         int (*run_backward)(fastrnn_run *run);                                                               \
     } fastrnn_table_##SUFFIX;

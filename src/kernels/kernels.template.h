@@ -18,6 +18,7 @@ static const NAME(fastrnn_table_) NAME(table_) = {
     .pack_rows = NAME(pack_all_rows_),
     .pack_columns = NAME(pack_all_columns_),
     .multiply = NAME(multiply_all_),
+    .sums_size = NAME(sums_size_),
     .run_forward = NAME(run_forward_),
     .run_backward = NAME(run_backward_),
 #endif

@@ -1,6 +1,8 @@
 /* The loops over rows and hidden units, and the table of one precision. They know the number of
  * accumulators of a cell and nothing else of it. */
 
+#define sums_t NAME(fastrnn_sums_)
+
 /* Units [unit, end) in full vectors, then what is left of them: `m` lanes at `k`. */
 #define FOR_UNITS(...)                                                                                       \
     do {                                                                                                     \
@@ -26,28 +28,42 @@
             k = unit, row++;                                                                                 \
     }
 
-#define DEFINE_FORWARD(CELL, A, HAS_C)                                                                       \
+#define FIRST_STAGE_1(CELL, A, HAS_C)
+#define FIRST_STAGE_2(CELL, A, HAS_C)                                                                        \
+    FOR_ROWS(                                                                                                \
+        real *sums_k = sums.at + row * sums.row + k * sums.unit, *c_k = HAS_C ? c + row * H + k : 0;         \
+        V a[A]; V c_k_new = v_set(0);                                                                        \
+        UNROLL for (int block = 0; block < A; block++) a[block] = v_load(sums_k + block * sums.block, m);    \
+        if (HAS_C)                                                                                           \
+            c_k_new = v_load(c_k, m);                                                                        \
+        NAME(CELL##_gates_)(a, &c_k_new);                                                                    \
+        UNROLL for (int block = 0; block < A; block++) v_store(sums_k + block * sums.block, m, a[block]);    \
+        if (HAS_C)                                                                                           \
+            v_store(c_k, m, c_k_new);)
+
+#define DEFINE_FORWARD(CELL, A, HAS_C, STAGES)                                                               \
     static void NAME(CELL##_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit,                \
-                                           fastrnn_size end, real *gates, int keep, const real *h_prev,      \
-                                           fastrnn_size ld_prev, real *h, fastrnn_size ldh, real *c,         \
-                                           real *c_kept)                                                     \
+                                           fastrnn_size end, const sums_t *where, real *gates,               \
+                                           const real *h_prev, fastrnn_size ld_prev, real *h,                \
+                                           fastrnn_size ldh, real *c, real *c_kept)                          \
     {                                                                                                        \
+        const sums_t sums = *where;                                                                          \
+        FIRST_STAGE_##STAGES(CELL, A, HAS_C)                                                                 \
         FOR_ROWS(                                                                                            \
-            real *gates_k = gates + row * A * H + k, *c_k = HAS_C ? c + row * H + k : 0;                     \
-            V a[A]; V c_new = v_set(0); V h_new = v_set(0);                                                  \
-            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates_k + block * H, m);        \
+            const real *sums_k = sums.at + row * sums.row + k * sums.unit;                                   \
+            V a[A]; V c_k = v_set(0); V h_k = v_set(0);                                                      \
+            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(sums_k + block * sums.block, m);\
             if (HAS_C)                                                                                       \
-                c_new = v_load(c_k, m);                                                                      \
+                c_k = v_load(c + row * H + k, m);                                                            \
             else                                                                                             \
-                h_new = v_load(h_prev + row * ld_prev + k, m);                                               \
-            NAME(CELL##_forward_)(a, &h_new, &c_new);                                                        \
-            if (keep)                                                                                        \
-                UNROLL for (int block = 0; block < A; block++) v_store(gates_k + block * H, m, a[block]);    \
-            v_store(h + row * ldh + k, m, h_new);                                                            \
-            if (HAS_C)                                                                                       \
-                v_store(c_k, m, c_new);                                                                      \
+                h_k = v_load(h_prev + row * ld_prev + k, m);                                                 \
+            NAME(CELL##_output_)(a, c_k, &h_k);                                                              \
+            if (gates)                                                                                       \
+                UNROLL for (int block = 0; block < A; block++)                                               \
+                    v_store(gates + (row * A + block) * H + k, m, a[block]);                                 \
             if (HAS_C && c_kept)                                                                             \
-                v_store(c_kept + row * H + k, m, c_new);)                                                    \
+                v_store(c_kept + row * H + k, m, c_k);                                                       \
+            v_store(h + row * ldh + k, m, h_k);)                                                             \
     }
 
 #define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \
@@ -77,15 +93,16 @@
                 v_store(h + at, m, h_new);)                                                                  \
     }
 
-#define DEFINE_CELL(CELL, GATES, A, INPUT, HIDDEN, HAS_C, HAS_RESET)                                         \
-    DEFINE_FORWARD(CELL, A, HAS_C) DEFINE_BACKWARD(CELL, A, HAS_C)
+#define DEFINE_CELL(CELL, GATES_, A, INPUT, HIDDEN, HAS_C, HAS_RESET, STAGES)                                \
+    DEFINE_FORWARD(CELL, A, HAS_C, STAGES) DEFINE_BACKWARD(CELL, A, HAS_C)
 FASTRNN_CELL_LIST(DEFINE_CELL)
 
 static void NAME(reset_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
-                                      real *gates, const real *h_prev, fastrnn_size ld_prev, real *rh)
+                                      const sums_t *where, const real *h_prev, fastrnn_size ld_prev, real *rh)
 {
+    const sums_t sums = *where;
     FOR_ROWS(
-        real *r = gates + row * 3 * H + k, *z = r + H;
+        real *r = sums.at + row * sums.row + k * sums.unit, *z = r + sums.block;
         V a[2] = {v_load(r, m), v_load(z, m)}; V rh_k;
         NAME(reset_stage_forward_)(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
         v_store(r, m, a[0]);
@@ -136,7 +153,7 @@ DEFINE_ACTIVATION(sigmoid)
 
 #define RESET_ROWS_0(F) 0
 #define RESET_ROWS_1(F) NAME(F)
-#define CELL_ENTRY(CELL, GATES, A, INPUT, HIDDEN, HAS_C, HAS_RESET)                                          \
+#define CELL_ENTRY(CELL, GATES_, A, INPUT, HIDDEN, HAS_C, HAS_RESET, STAGES)                                 \
     {NAME(CELL##_forward_rows_), NAME(CELL##_backward_rows_), RESET_ROWS_##HAS_RESET(reset_forward_rows_),   \
      RESET_ROWS_##HAS_RESET(reset_backward_rows_)},
 static const NAME(fastrnn_cell_) NAME(cells_)[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_ENTRY)};

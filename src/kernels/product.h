@@ -4,7 +4,7 @@
  * all products of BPTT. A product has rows (of the batch), `units` columns in each of `blocks` blocks (the
  * gates of a cell), and depth K:
  *
- *     to[r, column[b] + u] = from[r, column[b] + u] + sum over k = 0 .. K-1 of a(r, k) w(k, b, u)
+ *     to[r, b, u] = from[r, b, u] + sum over k = 0 .. K-1 of a(r, k) w(k, b, u)
  *
  * The columns are taken in vectors of LANES: those of all blocks of the first LANES units, then those of the
  * next. w is packed in panels of two to four such vectors, panel[k][vector][lane], so that however many
@@ -56,16 +56,20 @@ typedef struct product_t {
     fastrnn_size ld_from;
     real *to;
     fastrnn_size ld_to;
-    fastrnn_size column[4];
+    fastrnn_size column[4]; /* of each block's first units, in `to` and `from` */
+    fastrnn_size stride;    /* from a vector of units to the next: LANES in a plain matrix */
+    int sums;    /* `to` has room for whole vectors, whatever `units` is */
+    int compact; /* `to` is used again for every group of units, so that it never leaves the first-level cache */
 } product_t;
 
 /* R rows by Q vectors: from a row on, and from the vector of columns on that is block `block` of the units of
  * `vector`, and number `place` in panel `panel`. A tile of more than one panel begins with a whole one. */
 typedef void (*tile_t)(const product_t *p, fastrnn_size row, fastrnn_size panel, fastrnn_size place,
                        fastrnn_size vector, int block);
-/* What is done with rows [row, row+n) and units [unit, end) as soon as their sums stand. */
+/* What is done with rows [row, row+n) and units [unit, end) as soon as their sums stand; `to` and its ld as if it
+ * were not compact. */
 typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
-                           fastrnn_size end);
+                           fastrnn_size end, real *to, fastrnn_size ld);
 
 /* Vectors of a panel of weights, as the tile of many rows has them. Columns of a matrix that are multiplied
  * with those of another are in panels of three. */
@@ -96,8 +100,8 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
     const int first_block = block;
     fastrnn_size at[Q], m[Q];
     for (int j = 0; j < Q; j++) {
-        const fastrnn_size left = p->units - vector * LANES;
-        at[j] = part->column[block] + vector * LANES;
+        const fastrnn_size left = p->sums ? LANES : p->units - vector * LANES;
+        at[j] = part->column[block] + vector * p->stride;
         m[j] = left < LANES ? left : LANES;
         if (++block == p->blocks)
             block = 0, vector++;
@@ -276,31 +280,47 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
     const fastrnn_size bytes = p->a_panel ? 0 : rows * p->K * (fastrnn_size)sizeof(real);
     const fastrnn_size passes =
         bytes <= PASS_BYTES ? 1 : least(bytes / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
+    product_t here = *p, before;
+    if (p->before) {
+        before = *p->before;
+        here.before = &before;
+    }
     for (fastrnn_size pass = 0; pass < passes; pass++) {
         const fastrnn_size top = passes == 1 ? row : row + rows * pass / passes;
         const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (pass + 1) / passes;
         const fastrnn_size n = bottom - top, most = NAME(tiling_)(p, n).most;
         /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
          * It is made of grains, the vectors of units that a panel has, or one if it has less. */
-        fastrnn_size grain = 1, grains = vectors, groups = 1;
+        fastrnn_size grain = 1, grains = vectors, most_grains = vectors;
         if (vectors * p->blocks > most) {
             if (p->blocks < p->w.width) {
                 grain = p->w.width / p->blocks;
                 grains = (vector_end + grain - 1) / grain - vector / grain;
             }
-            const fastrnn_size most_grains = most / (grain * p->blocks);
-            groups = most_grains <= 1 ? grains : (grains - 1) / most_grains + 1;
+            most_grains = greatest(most / (grain * p->blocks), 1);
         }
+        const fastrnn_size groups = (grains - 1) / most_grains + 1;
+        if (p->compact) { /* below, `to` is shifted to where its first units would be */
+            here.ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
+            here.to = p->to + row * (p->ld_to - here.ld_to) + rows * vector * p->stride;
+        }
+        real *const to = here.to;
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
             const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;
             const fastrnn_size last =
                 group + 1 < groups ? (vector / grain + grains * (group + 1) / groups) * grain : vector_end;
-            if (p->before && !p->continues)
-                NAME(cover_)(p->before, top, bottom, first, last);
-            NAME(cover_)(p, top, bottom, first, last);
+            if (p->compact)
+                here.to = to - first * p->stride;
+            if (p->before) {
+                before.to = here.to;
+                before.ld_to = here.ld_to;
+                if (!p->continues)
+                    NAME(cover_)(&before, top, bottom, first, last);
+            }
+            NAME(cover_)(&here, top, bottom, first, last);
             if (epilogue)
-                epilogue(context, top, n, first * LANES, least(last * LANES, p->units));
+                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), here.to, here.ld_to);
         }
     }
 }

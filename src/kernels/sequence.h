@@ -1,13 +1,15 @@
 /* The fused engine: a whole run, forward and BPTT, of one layer in one direction.
  *
  * Forward takes the steps in chunks of time. A chunk's inputs are projected at once,
- *     gates[t] = bias + x[t] W_ih^T
- * and then each step multiplies in its state and lets the cell loose on every tile as soon as its sums
- * stand, while they are in the first-level cache:
- *     gates[t] += h[t-1] W_hh^T;  h[t] = cell(gates[t])
+ *     sums[t] = bias + x[t] W_ih^T
+ * and then each step multiplies in its state and lets the cell loose on every group of units as soon as their
+ * sums stand, while they are in the first-level cache:
+ *     sums[t] += h[t-1] W_hh^T;  h[t] = cell(sums[t])
  * h[t] is written to y, where the next step reads it. BPTT mirrors this against the order of time: the
- * product dgates[t] W_hh gives a tile of dh[t-1], on which the cell's backward follows at once; what
- * remains, dx and the gradients of the weights, are large products once a chunk is through.
+ * product dgates[t] W_hh gives dh[t-1], on which the cell's backward follows; what remains, dx and the
+ * gradients of the weights, are large products once a chunk is through.
+ *
+ * A row of sums has the accumulators of each vector of units side by side, so it is as wide as whole vectors.
  *
  * Threads divide the rows of the batch, which never meet; or, when there are too few, the units, with a
  * barrier after every step. Everything else of a chunk is divided by rows or columns of its result: no sum
@@ -38,6 +40,8 @@ typedef struct {
     const run_t *run;
     fastrnn_cell_shape shape;
     fastrnn_size AH, direct;    /* accumulator columns; those that h_prev feeds */
+    fastrnn_size width;         /* of a row of sums */
+    const real *bias;           /* as a row of sums */
     int project_by_step;        /* the inputs of a step with the step, else those of a chunk ahead */
     int split_units;            /* threads divide the units, else the rows */
     span_t rows;                /* of the batch: this member's */
@@ -45,7 +49,8 @@ typedef struct {
     fastrnn_size t;
     fastrnn_size first, n;      /* packed row of the step, and its rows */
     fastrnn_size first_old, old; /* packed row of the step before; the rows that have one */
-    real *gates;                /* (n, AH) */
+    real *sums;                 /* forward: (n, width) */
+    const real *gates;          /* backward: (n, AH) */
     real *dgates, *units_kept, *dh_kept; /* backward: this step's rows of the chunk's scratch */
     const real *h_old, *h_new;  /* h_prev of rows < old: rows of y; of the others: the initial state */
     const real *h_prev;         /* forward: the one of the two at hand */
@@ -69,6 +74,16 @@ static fastrnn_size NAME(row_after_)(const run_t *run, fastrnn_size work)
     return low;
 }
 
+static fastrnn_size NAME(sums_width_)(int cell, fastrnn_size H)
+{
+    return fastrnn_cell_shapes[cell].accumulators * vector_count(H) * LANES;
+}
+
+static fastrnn_size NAME(sums_size_)(int cell, fastrnn_size H, fastrnn_size rows)
+{
+    return (1 + rows) * NAME(sums_width_)(cell, H); /* the first is the bias */
+}
+
 static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
 {
     const fastrnn_cell_shape shape = fastrnn_cell_shapes[run->cell];
@@ -86,6 +101,8 @@ static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
         .shape = shape,
         .AH = shape.accumulators * run->H,
         .direct = shape.hidden_blocks * run->H,
+        .width = NAME(sums_width_)(run->cell, run->H),
+        .bias = run->sums,
         .project_by_step = run->B >= 16,
         .split_units = split_units,
         .rows = rows,
@@ -136,77 +153,94 @@ INLINE void NAME(wait_)(const step_t *s, fastrnn_member me)
 /* ---- forward -------------------------------------------------------------------------------------- */
 
 static void NAME(apply_forward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
-                                 fastrnn_size end)
+                                 fastrnn_size end, real *to, fastrnn_size ld)
 {
     const step_t *s = context;
     const run_t *run = s->run;
     const fastrnn_size H = run->H, at = s->first + row, ldh = run->projected ? H : run->ldy;
+    const sums_t sums = {to + row * ld, ld, LANES, s->shape.accumulators};
     real *h = run->projected ? (real *)run->unit + row * H : (real *)run->y + at * ldh;
     real *c = run->c ? (real *)run->c + row * H : 0, *kept = run->c_kept ? (real *)run->c_kept + at * H : 0;
-    cells[run->cell].forward(n, H, unit, end, s->gates + row * s->AH, run->keep, s->h_prev + row * s->ld_prev,
-                             s->ld_prev, h, ldh, c, kept);
+    real *gates = run->gates && run->gates != run->y ? (real *)run->gates + at * s->AH : 0;
+    cells[run->cell].forward(n, H, unit, end, &sums, gates, s->h_prev + row * s->ld_prev, s->ld_prev, h, ldh, c,
+                             kept);
 }
 
 static void NAME(apply_reset_forward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
-                                       fastrnn_size end)
+                                       fastrnn_size end, real *to, fastrnn_size ld)
 {
     const step_t *s = context;
     const fastrnn_size H = s->run->H;
-    cells[s->run->cell].reset_forward(n, H, unit, end, s->gates + row * s->AH, s->h_prev + row * s->ld_prev,
-                                      s->ld_prev, (real *)s->run->unit + row * H);
+    const sums_t sums = {to + row * ld, ld, LANES, s->shape.accumulators};
+    cells[s->run->cell].reset_forward(n, H, unit, end, &sums, s->h_prev + row * s->ld_prev, s->ld_prev,
+                                      (real *)s->run->unit + row * H);
 }
 
-/* gates (rows, AH) = bias + x W_ih^T of packed rows from `first` on, each block to its accumulator. */
-static product_t NAME(input_product_)(const step_t *s, fastrnn_size first, real *gates)
+/* A row of sums that is the bias, a block at a time (H,) before. */
+static void NAME(order_bias_)(const step_t *s)
+{
+    const fastrnn_size H = s->run->H, A = s->shape.accumulators;
+    const real *bias = s->run->bias;
+    real *to = s->run->sums;
+    for (fastrnn_size k = 0; k < H; k += LANES)
+        for (fastrnn_size block = 0; block < A; block++, to += LANES)
+            *(V *)to = v_load(bias + block * H + k, least(H - k, LANES));
+}
+
+/* sums (rows, width) = bias + x W_ih^T of packed rows from `first` on, each block to its accumulator. */
+static product_t NAME(input_product_)(const step_t *s, fastrnn_size first, real *sums)
 {
     const run_t *run = s->run;
-    const fastrnn_size H = run->H;
+    const fastrnn_size A = s->shape.accumulators;
     product_t p = {
         .K = run->I,
-        .units = H,
+        .units = run->H,
         .blocks = s->shape.gates,
         .w = {run->packed_ih, weight_width(s->shape.gates), run->I},
         .a = (const real *)run->x + first * run->I,
         .a_row = run->I,
         .a_k = 1,
-        .from = run->bias,
-        .to = gates,
-        .ld_to = s->AH,
+        .from = s->bias,
+        .to = sums,
+        .ld_to = s->width,
+        .stride = A * LANES,
+        .sums = 1,
     };
     for (int block = 0; block < s->shape.gates; block++)
-        p.column[block] = block < s->shape.input_blocks ? block * H : s->AH - H;
+        p.column[block] = (block < s->shape.input_blocks ? block : A - 1) * LANES;
     return p;
 }
 
 /* The accumulator that no input feeds begins as its bias. */
-static void NAME(set_bias_)(const step_t *s, span_t rows, span_t units, real *gates)
+static void NAME(set_bias_)(const step_t *s, span_t rows, span_t units, real *sums)
 {
-    const fastrnn_size H = s->run->H, column = s->shape.input_blocks * H + units.from * LANES;
-    const fastrnn_size size = least(units.to * LANES, H) - units.from * LANES;
-    if (s->shape.accumulators > s->shape.gates && size > 0)
+    const fastrnn_size A = s->shape.accumulators, block = s->shape.input_blocks;
+    if (A > s->shape.gates)
         for (fastrnn_size row = rows.from; row < rows.to; row++)
-            memcpy(gates + row * s->AH + column, (const real *)s->run->bias + column, (size_t)size * sizeof(real));
+            for (fastrnn_size k = units.from; k < units.to; k++) {
+                const fastrnn_size column = (k * A + block) * LANES;
+                *(V *)(sums + row * s->width + column) = *(const V *)(s->bias + column);
+            }
 }
 
 /* The inputs of a whole chunk. */
-static void NAME(project_)(const step_t *s, fastrnn_size first, fastrnn_size rows, real *gates,
+static void NAME(project_)(const step_t *s, fastrnn_size first, fastrnn_size rows, real *sums,
                            fastrnn_member me)
 {
     const fastrnn_member all = {0, 1, 0};
     const int by_rows = rows >= 8 * me.size;
     const span_t mine = NAME(share_)(by_rows ? me : all, rows, 1);
     const span_t units = NAME(share_)(by_rows ? all : me, vector_count(s->run->H), 1);
-    const product_t p = NAME(input_product_)(s, first, gates);
+    const product_t p = NAME(input_product_)(s, first, sums);
     run_product(&p, mine.from, mine.to, units.from, units.to, 0, 0);
-    NAME(set_bias_)(s, mine, units, gates);
+    NAME(set_bias_)(s, mine, units, sums);
 }
 
-static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_member me)
+static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *sums, fastrnn_member me)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, P = run->P;
     NAME(go_to_)(s, t);
-    s->gates = gates;
     product_t input, p = {
         .K = P,
         .units = H,
@@ -214,19 +248,23 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
         .downward = t & 1,
         .w = {run->packed_hh, weight_width(s->shape.hidden_blocks), P},
         .a_k = 1,
-        .from = gates,
-        .ld_from = s->AH,
-        .to = gates,
-        .ld_to = s->AH,
-        .column = {0, H, 2 * H, 3 * H},
+        .from = sums,
+        .ld_from = s->width,
+        .to = sums,
+        .ld_to = s->width,
+        .column = {0, LANES, 2 * LANES, 3 * LANES},
+        .stride = s->shape.accumulators * LANES,
+        .sums = 1,
     };
     const fastrnn_size from = s->rows.from, to = least(s->rows.to, s->n), middle = least(greatest(from, s->old), to);
     if (s->project_by_step) {
-        input = NAME(input_product_)(s, s->first, gates);
+        input = NAME(input_product_)(s, s->first, sums);
         p.before = &input;
         p.continues = s->shape.hidden_blocks == s->shape.gates;
-        if (p.continues) /* what no input feeds begins with its bias */
-            p.from = run->bias, p.ld_from = 0;
+        if (p.continues) { /* what no input feeds begins with its bias; nothing wants the sums later */
+            p.from = s->bias, p.ld_from = 0;
+            p.compact = 1;
+        }
     }
     for (int part = 0; part < 2; part++) { /* rows that have a step before, then those that begin */
         p.a = s->h_prev = part ? s->h_new : s->h_old;
@@ -244,7 +282,7 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
         q.w.at += NAME(packed_size_)(s->shape.hidden_blocks, H, P);
         q.a = run->unit;
         q.a_row = H;
-        q.column[0] = s->direct;
+        q.column[0] = s->shape.hidden_blocks * LANES;
         for (int part = 0; part < 2; part++) {
             s->h_prev = part ? s->h_new : s->h_old;
             s->ld_prev = part ? P : run->ldy;
@@ -264,6 +302,7 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *gates, fastrnn_
             .a_k = 1,
             .to = (real *)run->y + s->first * run->ldy,
             .ld_to = run->ldy,
+            .stride = LANES,
         };
         run_product(&q, from, to, s->out.from, s->out.to, 0, 0);
     }
@@ -297,20 +336,22 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
 {
     run_t *run = context;
     step_t s = NAME(begin_)(run, me);
+    real *sums = (real *)run->sums + s.width;
     int turn = 0;
+    if (me.rank == 0)
+        NAME(order_bias_)(&s);
+    fastrnn_barrier(me);
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn ^= 1) {
         steps = NAME(next_chunk_)(run, done, run->reverse);
         const fastrnn_size t = run->reverse ? run->T - done - steps : done, first = run->offsets[t];
-        real *gates = (real *)run->gates + (run->keep ? first * s.AH : 0);
         if (!s.project_by_step) {
-            NAME(project_)(&s, first, run->offsets[t + steps] - first, gates, me);
+            NAME(project_)(&s, first, run->offsets[t + steps] - first, sums, me);
             fastrnn_barrier(me);
         }
         for (fastrnn_size step = 0; step < steps; step++) {
             const fastrnn_size now = run->reverse ? t + steps - 1 - step : t + step;
-            /* a step that nothing is kept of can use the scratch of the one before, hot as it is */
-            const int reuse = s.project_by_step && !run->keep;
-            NAME(step_forward_)(&s, now, reuse ? gates : gates + (run->offsets[now] - first) * s.AH, me);
+            /* those of a step that projects its own inputs are wanted no longer than that */
+            NAME(step_forward_)(&s, now, s.project_by_step ? sums : sums + (run->offsets[now] - first) * s.width, me);
         }
         if (NAME(poll_)(run, turn, me))
             return;
@@ -320,17 +361,18 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
 
 /* ---- backward ------------------------------------------------------------------------------------- */
 
-static void NAME(apply_backward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
-                                  fastrnn_size end)
+/* The cells, of this member's rows and units of the step. The rows are whole, not a group of units at a time as in
+ * forward: what forward kept comes from beyond the caches, and in the order of memory. */
+static void NAME(apply_backward_)(const step_t *s)
 {
-    const step_t *s = context;
     const run_t *run = s->run;
-    const fastrnn_size H = run->H;
-    for (fastrnn_size next; n > 0; row += next, n -= next) { /* rows that have a step before, then the others */
+    const fastrnn_size H = run->H, unit = s->units.from * LANES, end = least(s->units.to * LANES, H);
+    const fastrnn_size to = least(s->rows.to, s->n);
+    for (fastrnn_size row = s->rows.from, next; row < to; row += next) { /* rows that have a step before, then the others */
         const int has_before = row < s->old;
         const fastrnn_size at = s->first + row, ld_prev = has_before ? run->ldy : run->P;
         const real *h_prev = (has_before ? s->h_old : s->h_new) + row * ld_prev, *c = 0, *c_prev = 0;
-        next = has_before ? least(n, s->old - row) : n;
+        next = (has_before ? least(to, s->old) : to) - row;
         if (s->shape.has_c) {
             c = (const real *)run->c_kept + at * H;
             c_prev = has_before ? (const real *)run->c_kept + (s->first_old + row) * H
@@ -344,16 +386,15 @@ static void NAME(apply_backward_)(const void *context, fastrnn_size row, fastrnn
     }
 }
 
-static void NAME(apply_reset_backward_)(const void *context, fastrnn_size row, fastrnn_size n,
-                                        fastrnn_size unit, fastrnn_size end)
+static void NAME(apply_reset_backward_)(const step_t *s)
 {
-    const step_t *s = context;
     const run_t *run = s->run;
-    const fastrnn_size H = run->H;
-    for (fastrnn_size next; n > 0; row += next, n -= next) {
+    const fastrnn_size H = run->H, unit = s->units.from * LANES, end = least(s->units.to * LANES, H);
+    const fastrnn_size to = least(s->rows.to, s->n);
+    for (fastrnn_size row = s->rows.from, next; row < to; row += next) {
         const int has_before = row < s->old;
         const fastrnn_size ld_prev = has_before ? run->ldy : H;
-        next = has_before ? least(n, s->old - row) : n;
+        next = (has_before ? least(to, s->old) : to) - row;
         cells[run->cell].reset_backward(next, H, unit, end, s->gates + row * s->AH,
                                         (has_before ? s->h_old : s->h_new) + row * ld_prev, ld_prev,
                                         s->units_kept + row * H, s->dgates + row * s->AH,
@@ -362,12 +403,11 @@ static void NAME(apply_reset_backward_)(const void *context, fastrnn_size row, f
 }
 
 /* dh += dy of the projected state, and a copy for dW_hr. */
-static void NAME(apply_upstream_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
-                                  fastrnn_size end)
+static void NAME(apply_upstream_)(const step_t *s)
 {
-    const step_t *s = context;
     const run_t *run = s->run;
-    for (; n > 0; row++, n--) {
+    const fastrnn_size unit = s->out.from * LANES, end = least(s->out.to * LANES, run->P);
+    for (fastrnn_size row = s->rows.from; row < least(s->rows.to, s->n); row++) {
         real *dh = (real *)run->dh + row * run->P, *kept = s->dh_kept + row * run->P;
         const real *dy = run->dy ? (const real *)run->dy + (s->first + row) * run->lddy : 0;
         FOR_UNITS(
@@ -379,9 +419,8 @@ static void NAME(apply_upstream_)(const void *context, fastrnn_size row, fastrnn
     }
 }
 
-/* dh of the step before, from the dgates (n, AH) of one; then, where `rows` of this step want it, `epilogue`. */
-static void NAME(carry_back_)(const step_t *s, const real *dgates, fastrnn_size n, fastrnn_size rows,
-                              epilogue_t epilogue)
+/* dh of the step before, from the dgates (n, AH) of one. */
+static void NAME(carry_back_)(const step_t *s, const real *dgates, fastrnn_size n)
 {
     const run_t *run = s->run;
     const product_t p = {
@@ -397,13 +436,9 @@ static void NAME(carry_back_)(const step_t *s, const real *dgates, fastrnn_size 
         .ld_from = run->P,
         .to = run->dh,
         .ld_to = run->P,
+        .stride = LANES,
     };
-    const fastrnn_size from = s->rows.from, to = s->rows.to, unit = s->out.from * LANES;
-    const fastrnn_size both = greatest(least(least(n, rows), to), from);
-    run_product(&p, from, both, s->out.from, s->out.to, epilogue, s);
-    run_product(&p, both, least(n, to), s->out.from, s->out.to, 0, 0);
-    if (both < least(rows, to))
-        epilogue(s, both, least(rows, to) - both, unit, least(s->out.to * LANES, run->P));
+    run_product(&p, s->rows.from, least(s->rows.to, n), s->out.from, s->out.to, 0, 0);
 }
 
 /* dgates of step t, given those (n, AH) of the step after it if it is in the same chunk, else n = 0. */
@@ -411,8 +446,9 @@ static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, 
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, P = run->P, to = least(s->rows.to, s->n);
+    NAME(carry_back_)(s, dgates, n);
     if (run->projected) {
-        NAME(carry_back_)(s, dgates, n, s->n, NAME(apply_upstream_));
+        NAME(apply_upstream_)(s);
         NAME(wait_)(s, me);
         const product_t p = {
             .K = P,
@@ -424,11 +460,11 @@ static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, 
             .a_k = 1,
             .to = run->dunit,
             .ld_to = H,
+            .stride = LANES,
         };
-        run_product(&p, s->rows.from, to, s->units.from, s->units.to, NAME(apply_backward_), s);
-    } else {
-        NAME(carry_back_)(s, dgates, n, s->n, NAME(apply_backward_));
+        run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
     }
+    NAME(apply_backward_)(s);
     if (s->shape.has_reset) {
         NAME(wait_)(s, me);
         const product_t p = {
@@ -442,8 +478,10 @@ static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, 
             .a_k = 1,
             .to = s->units_kept,
             .ld_to = H,
+            .stride = LANES,
         };
-        run_product(&p, s->rows.from, to, s->units.from, s->units.to, NAME(apply_reset_backward_), s);
+        run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
+        NAME(apply_reset_backward_)(s);
     }
     NAME(wait_)(s, me);
 }
@@ -513,6 +551,7 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
         .ld_from = P,
         .to = run->dweight_hh,
         .ld_to = P,
+        .stride = LANES,
     };
     mine = NAME(share_)(me, direct, COLUMN_ROWS);
     run_product(&p, mine.from, mine.to, 0, vector_count(P), 0, 0);
@@ -549,6 +588,7 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
             .ld_from = H,
             .to = run->dweight_hr,
             .ld_to = H,
+            .stride = LANES,
         };
         mine = NAME(share_)(me, P, COLUMN_ROWS);
         run_product(&q, mine.from, mine.to, 0, vector_count(H), 0, 0);
@@ -566,6 +606,7 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
             .ld_from = I,
             .to = (real *)run->dx + first * I,
             .ld_to = I,
+            .stride = LANES,
         };
         mine = NAME(share_)(me, rows, 1);
         run_product(&q, mine.from, mine.to, 0, vector_count(I), 0, 0);
@@ -594,14 +635,14 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
             const fastrnn_size at = run->offsets[now] - first;
             const real *dgates_after = s.dgates;
             NAME(go_to_)(&s, now);
-            s.gates = (real *)run->gates + s.first * s.AH;
+            s.gates = (const real *)run->gates + s.first * s.AH;
             s.dgates = (real *)run->dgates + at * s.AH;
             s.units_kept = run->units ? (real *)run->units + at * run->H : 0;
             s.dh_kept = run->dh_kept ? (real *)run->dh_kept + at * run->P : 0;
             NAME(step_backward_)(&s, dgates_after, after, me);
             after = s.n;
         }
-        NAME(carry_back_)(&s, s.dgates, after, 0, 0); /* the next chunk takes over from dh */
+        NAME(carry_back_)(&s, s.dgates, after); /* the next chunk takes over from dh */
         fastrnn_barrier(me);
         NAME(chunk_products_)(&s, t, steps, done == 0, me);
         if (NAME(poll_)(run, turn, me))
@@ -675,7 +716,7 @@ static void NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, 
 {
     NAME(shared_product_) shared = {
         .p = {.K = K, .units = N, .blocks = 1, .w = {panels, weight_width(1), K}, .a = a,
-              .a_row = a_row, .a_k = a_k, .to = c, .ld_to = N},
+              .a_row = a_row, .a_k = a_k, .to = c, .ld_to = N, .stride = LANES},
         .rows = M,
     };
     if (2.0 * (double)M * (double)N * (double)K < FASTRNN_SHARED_CALL_FLOPS)

@@ -26,7 +26,6 @@
 #undef INV_LN2
 #undef ROUND_MAGIC
 #undef MANTISSA_BITS
-#undef SIGMOID_ZERO
 #undef TANH_LIMIT
 #undef SIGMOID_LIMIT
 #undef exp_parts
@@ -35,6 +34,8 @@
 #undef d_tanh
 #undef d_sigmoid
 #undef FOR_UNITS
+#undef FIRST_STAGE_1
+#undef FIRST_STAGE_2
 #undef DEFINE_FORWARD
 #undef DEFINE_BACKWARD
 #undef DEFINE_CELL
@@ -47,6 +48,7 @@
 #undef weight_width
 #undef tiling_t
 #undef panels_t
+#undef sums_t
 #undef panels_of_rows
 #undef panels_of_columns
 #undef run_product
@@ -67,7 +69,8 @@
 #undef least
 #undef greatest
 #undef UNUSED
-#undef FORWARD
+#undef GATES
+#undef OUTPUT
 #undef BACKWARD
 #undef RESET_ROWS_0
 #undef RESET_ROWS_1

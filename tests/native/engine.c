@@ -217,7 +217,7 @@ static void solve(problem q)
         run.y = array(N * ldy);
         run.h = copy(h, B * P);
         run.c = copy(c, B * H);
-        run.gates = array(least(run.chunk, N) * AH);
+        run.sums = panels(CALL(sums_size, q.cell, H, least(run.chunk, N)));
         if (CALL(run_forward, &run) != stop * STOP)
             fail("not stopped by poll, or by nobody");
         if (!stop)
@@ -229,7 +229,6 @@ static void solve(problem q)
 
     /* The same, keeping what BPTT wants. */
     run.stop[0] = run.stop[1] = 0;
-    run.keep = 1;
     run.y = array(N * ldy);
     run.h = copy(h, B * P);
     run.c = copy(c, B * H);
