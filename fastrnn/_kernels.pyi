@@ -37,38 +37,35 @@ class Weights:
     def named(self) -> dict[str, Array]: ...
     def lend(self) -> None: ...
 
+class Kept:
+    weights: Weights
+    reverse: bool
+    offsets: Array
+    x: Array
+    h: Array
+    c: Array | None
+    y: Array
+    gates: Array
+    c_kept: Array | None
+
 def forward(
-    weights: Weights,
-    reverse: bool,
-    offsets: Array,
-    x: Array,
-    state: tuple[Array, Array | None],
-    y: Array,
-    gates: Array | None = None,
-    c_kept: Array | None = None,
+    weights: Weights, reverse: bool, offsets: Array, x: Array, h: Array, c: Array | None, y: Array
 ) -> None: ...
-def backward(
-    weights: Weights,
-    reverse: bool,
-    offsets: Array,
-    x: Array,
-    state: tuple[Array, Array | None],
-    y: Array,
-    gates: Array,
-    c_kept: Array | None,
-    dy: Array | None,
-    dstate: tuple[Array, Array | None],
-    dx: Array | None,
-    accumulate_dx: bool,
-    dweights: tuple[Array, Array, Array | None],
-    dbias: Array,
-    chunk: int,
-) -> None: ...
+def keep(
+    weights: Weights, reverse: bool, offsets: Array, x: Array, h: Array, c: Array | None, y: Array
+) -> Kept: ...
+def back(
+    kept: Kept, dy: Array | None, dh: Array, dc: Array | None, dx: Array | None, *, accumulate_dx: bool = False
+) -> tuple[Array | None, ...]: ...
 
 class Stack:
     def __init__(self, weights: list[Weights], directions: int) -> None: ...
     def infer(self, x: Array, offsets: Array, h: Array, c: Array | None) -> Array: ...
     def call(self, x: Any, state: Any) -> tuple[Array, Any] | None: ...
+    def keep(self, x: Any, state: Any) -> tuple[Array, Any, list[Kept]] | None: ...
+    def back(
+        self, kept: list[Kept], dy: Any, dstate: Any
+    ) -> tuple[Array, Any, list[tuple[Array | None, ...]]] | None: ...
 
 class Stepper:
     def __init__(self, calls: list[Any]) -> None: ...

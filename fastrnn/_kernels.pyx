@@ -813,13 +813,19 @@ def _remake_weights(int cell, arrays, owner):
 
 # --- from Python --------------------------------------------------------------------------------------
 
+cdef inline Py_ssize_t row_stride(array):
+    """Numbers from a row of (N, K) or (T, B, K) to the next."""
+    return cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 2) // cnp.PyArray_ITEMSIZE(array)
+
+
 cdef int fill(Run *a, Weights weights, bint reverse, offsets, x, h, c, y) except -1:
     memset(a, 0, sizeof(Run))
     a.cell, a.reverse, a.projected = weights.cell, reverse, weights.weight_hr is not None
-    a.T, a.B, a.I = cnp.PyArray_DIM(offsets, 0) - 1, cnp.PyArray_DIM(h, 0), cnp.PyArray_DIM(x, 1)
+    a.T, a.B = cnp.PyArray_DIM(offsets, 0) - 1, cnp.PyArray_DIM(h, 0)
+    a.I = cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
     a.P = cnp.PyArray_DIM(h, 1)
     a.H = cnp.PyArray_DIM(weights.weight_ih, 0) // fastrnn_cell_shapes[weights.cell].gates
-    a.ldy = cnp.PyArray_STRIDE(y, 0) // cnp.PyArray_ITEMSIZE(y)
+    a.ldy = row_stride(y)
     a.offsets = <const Py_ssize_t *>data(offsets)
     a.x, a.h, a.c, a.y = data(x), data(h), data(c), data(y)
     a.threads = most_threads
@@ -855,48 +861,95 @@ cdef inline size_t whole_lines(size_t size) noexcept:
     return (size + 63) & ~<size_t>63
 
 
-def forward(Weights weights, bint reverse, offsets, x, state, y, gates=None, c_kept=None):
-    """Run one layer and direction; see `fastrnn_run` for the arrays. `state` = (h, c or None) is updated.
+def forward(Weights weights, bint reverse, offsets, x, h, c, y):
+    """Run one layer and direction: x (N, I) to y (N, P); h (B, P) and c (B, H) or None go from initial to final."""
+    run_direction(weights, reverse, offsets, x, h, c, y, None, None)
 
-    `gates` and `c_kept` are what backward wants; without, nothing is kept.
-    """
+
+cdef int run_direction(Weights weights, bint reverse, offsets, x, h, c, y, gates, c_kept) except -1:
     cdef Run a
     cdef bint single = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32
     cdef Memory memory = Memory()
-    fill(&a, weights, reverse, offsets, x, state[0], state[1], y)
+    fill(&a, weights, reverse, offsets, x, h, c, y)
+    if not a.offsets[a.T]:
+        return 0
     weights.attach(&a, False)
     a.gates, a.c_kept = data(gates), data(c_kept)
     bind_scratch(&a, memory, single)
     with nogil:
         run_forward(&a, single)
+    return 0
 
 
-def backward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept, dy, dstate, dx,
-             bint accumulate_dx, dweights, dbias, Py_ssize_t chunk):
-    """BPTT of one layer and direction.
+cdef class Kept:
+    """What BPTT needs of one layer and direction. Its own arrays are h, c, gates and c_kept; the rest are references.
 
-    `dstate` = (dh, dc or None) is updated from the final to the initial state's gradient; `dweights` =
-    (dweight_ih, dweight_hh, dweight_hr or None) are written, and `dbias` (AH,) is added to.
+    offsets (T+1,), x (N, I), h (B, P) and c (B, H) or None: the initial state; y (N, P) may be columns of a
+    wider array; gates (N, A*H), or y where that is all that the cell keeps; c_kept (N, H) or None. N rows may
+    have an axis for each of T and B.
+    """
+
+    cdef readonly Weights weights
+    cdef readonly bint reverse
+    cdef readonly object offsets, x, h, c, y, gates, c_kept
+
+    def __init__(self, Weights weights, bint reverse, offsets, x, h, c, y):
+        cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[weights.cell]
+        cdef cnp.npy_intp sizes[2]
+        cdef int typenum = cnp.PyArray_TYPE(x)
+        cdef Py_ssize_t H = cnp.PyArray_DIM(weights.weight_ih, 0) // shape.gates
+        self.weights, self.reverse, self.offsets, self.x, self.y = weights, reverse, offsets, x, y
+        self.h, self.c = h.copy(), None if c is None else c.copy()
+        sizes[0] = (<Py_ssize_t *>data(offsets))[cnp.PyArray_DIM(offsets, 0) - 1]
+        if shape.accumulators == 1 and cnp.PyArray_IS_C_CONTIGUOUS(y):
+            self.gates = y
+        else:
+            sizes[1] = shape.accumulators * H
+            self.gates = new_array(2, sizes, typenum)
+        if shape.has_c:
+            sizes[1] = H
+            self.c_kept = new_array(2, sizes, typenum)
+
+
+def keep(Weights weights, bint reverse, offsets, x, h, c, y):
+    """As forward, and what `back` needs: a `Kept`."""
+    kept = Kept(weights, reverse, offsets, x, h, c, y)
+    run_direction(weights, reverse, offsets, x, h, c, y, kept.gates, kept.c_kept)
+    return kept
+
+
+# Rows of one chunk of BPTT: the depth of the products that make the gradients of the weights.
+cdef enum:
+    BACKWARD_ROWS = 512
+
+
+def back(Kept kept, dy, dh, dc, dx, *, bint accumulate_dx=False):
+    """BPTT of one layer and direction: the gradients of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
+
+    None for those that the layer does not have. dh and dc go from the gradient of the final to that of the initial
+    state; dx is written, or added to. dy (N, P) may be columns of a wider array, or None.
     """
     cdef Run a
-    cdef bint single = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32
-    cdef fastrnn_cell_shape shape
+    cdef Weights weights = kept.weights
+    cdef int typenum = cnp.PyArray_TYPE(kept.x), k
+    cdef bint single = typenum == cnp.NPY_FLOAT32
+    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[weights.cell]
     cdef Memory memory = Memory()
-    cdef size_t sizes[8]  # numbers in each scratch array
-    cdef char *at[8]
-    cdef size_t item = cnp.PyArray_ITEMSIZE(x), total = 0
-    cdef Py_ssize_t AH, H
+    cdef size_t sizes[9]  # numbers in each scratch array
+    cdef char *at[9]
+    cdef size_t item = cnp.PyArray_ITEMSIZE(kept.x), total = 0
+    cdef Py_ssize_t AH, H, N, chunk
     cdef bint has_units
-    cdef int k
-    fill(&a, weights, reverse, offsets, x, state[0], state[1], y)
-    weights.attach(&a, True)
-    shape = fastrnn_cell_shapes[a.cell]
-    a.gates, a.c_kept, a.bias = data(gates), data(c_kept), data(dbias)
-    a.chunk, a.accumulate_dx = chunk, accumulate_dx
-    a.lddy = 0 if dy is None else cnp.PyArray_STRIDE(dy, 0) // cnp.PyArray_ITEMSIZE(dy)
-    a.dy, a.dh, a.dc, a.dx = data(dy), data(dstate[0]), data(dstate[1]), data(dx)
-    a.dweight_ih, a.dweight_hh, a.dweight_hr = data(dweights[0]), data(dweights[1]), data(dweights[2])
-    H, AH, has_units = a.H, shape.accumulators * a.H, a.projected or shape.has_reset
+    fill(&a, weights, kept.reverse, kept.offsets, kept.x, kept.h, kept.c, kept.y)
+    dweight_ih, dweight_hh = new_like(weights.weight_ih), new_like(weights.weight_hh)
+    dweight_hr = None if weights.weight_hr is None else new_like(weights.weight_hr)
+    a.gates, a.c_kept = data(kept.gates), data(kept.c_kept)
+    a.accumulate_dx = accumulate_dx
+    a.lddy = 0 if dy is None else row_stride(dy)
+    a.dy, a.dh, a.dc, a.dx = data(dy), data(dh), data(dc), data(dx)
+    a.dweight_ih, a.dweight_hh, a.dweight_hr = data(dweight_ih), data(dweight_hh), data(dweight_hr)
+    N, H, AH, has_units = a.offsets[a.T], a.H, shape.accumulators * a.H, a.projected or shape.has_reset
+    chunk = a.chunk = min(N, max(a.B, BACKWARD_ROWS))
     sizes[0] = chunk * AH
     sizes[1] = chunk * H if has_units else 0
     sizes[2] = chunk * a.P if a.projected else 0
@@ -906,21 +959,44 @@ def backward(Weights weights, bint reverse, offsets, x, state, y, gates, c_kept,
         sizes[6], sizes[7] = packed_size(single, a.I, chunk), packed_size(single, H, chunk) if has_units else 0
     else:
         sizes[4], sizes[5], sizes[6], sizes[7] = chunk * a.P, a.B * H, 0, 0
-    for k in range(8):
+    sizes[8] = AH
+    for k in range(9):
         sizes[k] = whole_lines(sizes[k] * item)
         total += sizes[k]
     memory.reserve(total)
     total = 0
-    for k in range(8):
+    for k in range(9):
         at[k] = <char *>memory.block.start + total if sizes[k] else NULL
         total += sizes[k]
-    a.dgates, a.units, a.dh_kept, a.dunit = at[0], at[1], at[2], at[3]
+    a.dgates, a.units, a.dh_kept, a.dunit, a.bias = at[0], at[1], at[2], at[3], at[8]
     if fused:
         a.panels_dgates, a.panels_h, a.panels_x, a.panels_units = at[4], at[5], at[6], at[7]
     else:
         a.h_prev, a.c_prev = at[4], at[5]
-    with nogil:
-        run_backward(&a, single)
+    memset(a.bias, 0, AH * item)
+    if N:
+        weights.attach(&a, True)
+        with nogil:
+            run_backward(&a, single)
+    else:
+        for dweight in (dweight_ih, dweight_hh, dweight_hr):
+            if dweight is not None:
+                memset(data(dweight), 0, cnp.PyArray_NBYTES(dweight))
+    dbias_ih = dbias_hh = None
+    if weights.bias_hh is not None:
+        dbias_hh = new_like(weights.bias_hh)
+        memcpy(data(dbias_hh), a.bias, shape.gates * H * item)
+    if weights.bias_ih is not None:
+        # A cell with one accumulator too many has the input's part of its last gate there.
+        dbias_ih = new_like(weights.bias_ih)
+        memcpy(data(dbias_ih), a.bias, shape.input_blocks * H * item)
+        if shape.gates > shape.input_blocks:
+            memcpy(<char *>data(dbias_ih) + shape.input_blocks * H * item, <char *>a.bias + (AH - H) * item, H * item)
+    return dweight_ih, dweight_hh, dbias_ih, dbias_hh, dweight_hr
+
+
+cdef object new_like(array):
+    return new_array(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.PyArray_TYPE(array))
 
 
 cdef inline size_t packed_size(bint single, Py_ssize_t columns, Py_ssize_t rows) noexcept:
@@ -1008,7 +1084,69 @@ cdef class Stack:
 
         The short way through a layer's call: what needs a cast, a copy or an error goes the long one.
         """
-        cdef cnp.npy_intp shape[3]
+        states = self.begin(x, state)
+        if states is None:
+            return None
+        h, c = states
+        y = self.new_output(x, self.directions * self.P)
+        self.run(x, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), NULL, h, c, y)
+        return y, (h if c is None else states)
+
+    def keep(self, x, state):
+        """(y, state, the `Kept` of every layer and direction), or None: as `call`, of a layer's `forward`."""
+        cdef Py_ssize_t T, B, t, P = self.P
+        cdef int k, direction
+        cdef cnp.npy_intp size
+        states = self.begin(x, state)
+        if states is None:
+            return None
+        h, c = states
+        T, B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
+        size = T + 1
+        offsets = cnp.PyArray_EMPTY(1, &size, cnp.NPY_INTP, 0)
+        for t in range(T + 1):
+            (<Py_ssize_t *>data(offsets))[t] = t * B
+        kept = []
+        for k in range(0, self.count, self.directions):
+            y = self.new_output(x, self.directions * P)
+            for direction in range(self.directions):
+                kept.append(keep(
+                    self.weights[k + direction], direction, offsets, x, h[k + direction],
+                    None if c is None else c[k + direction],
+                    y if self.directions == 1 else y[:, :, direction * P:(direction + 1) * P],
+                ))
+            cnp.PyArray_CLEARFLAGS(y, cnp.NPY_ARRAY_WRITEABLE)  # it has been kept
+            x = y
+        return y, (h if c is None else states), kept
+
+    def back(self, list kept, dy, dstate):
+        """(dx, dstate, gradients as `back` gives them, of every layer and direction), or None: for what `keep` kept."""
+        cdef int k, direction
+        cdef Py_ssize_t P = self.P
+        x = (<Kept>kept[0]).x
+        if (type(dy) is not cnp.ndarray or cnp.PyArray_TYPE(dy) != self.typenum or cnp.PyArray_NDIM(dy) != 3
+                or not cnp.PyArray_ISCARRAY_RO(dy) or cnp.PyArray_DIM(dy, 0) != cnp.PyArray_DIM(x, 0)
+                or cnp.PyArray_DIM(dy, 1) != cnp.PyArray_DIM(x, 1)
+                or cnp.PyArray_DIM(dy, 2) != self.directions * P):
+            return None
+        states = self.begin(x, dstate)
+        if states is None:
+            return None
+        dh, dc = states
+        gradients = [None] * self.count
+        for k in range(self.count - self.directions, -1, -self.directions):
+            dx = new_like((<Kept>kept[k]).x)
+            for direction in range(self.directions):
+                gradients[k + direction] = back(
+                    kept[k + direction],
+                    dy if self.directions == 1 else dy[:, :, direction * P:(direction + 1) * P],
+                    dh[k + direction], None if dc is None else dc[k + direction], dx, accumulate_dx=direction,
+                )
+            dy = dx
+        return dx, (dh if dc is None else states), gradients
+
+    cdef tuple begin(self, x, state):
+        """Copies of the states, (h, c or None), or None if x or state is not exactly what the kernels take."""
         cdef Py_ssize_t T, B
         if (type(x) is not cnp.ndarray or cnp.PyArray_TYPE(x) != self.typenum or cnp.PyArray_NDIM(x) != 3
                 or cnp.PyArray_DIM(x, 2) != self.I or not cnp.PyArray_ISCARRAY_RO(x)):
@@ -1016,26 +1154,21 @@ cdef class Stack:
         T, B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
         if not T or not B or T * B > 0x7fffffff:
             return None
-        c = None
         if state is None:
-            h = self.new_state(NULL, B, self.P)
-            if self.has_c:
-                c = self.new_state(NULL, B, self.H)
-        elif self.has_c:
-            if type(state) is not tuple or len(<tuple>state) != 2:
-                return None
-            if not (self.is_state((<tuple>state)[0], B, self.P) and self.is_state((<tuple>state)[1], B, self.H)):
-                return None
-            h = self.new_state(data((<tuple>state)[0]), B, self.P)
-            c = self.new_state(data((<tuple>state)[1]), B, self.H)
-        else:
-            if not self.is_state(state, B, self.P):
-                return None
-            h = self.new_state(data(state), B, self.P)
-        shape[0], shape[1], shape[2] = T, B, self.directions * self.P
-        y = new_array(3, shape, self.typenum)
-        self.run(x, T, B, NULL, h, c, y)
-        return y, (h if c is None else (h, c))
+            return (self.new_state(NULL, B, self.P), self.new_state(NULL, B, self.H) if self.has_c else None)
+        if not self.has_c:
+            return (self.new_state(data(state), B, self.P), None) if self.is_state(state, B, self.P) else None
+        if type(state) is not tuple or len(<tuple>state) != 2:
+            return None
+        h, c = <tuple>state
+        if not (self.is_state(h, B, self.P) and self.is_state(c, B, self.H)):
+            return None
+        return self.new_state(data(h), B, self.P), self.new_state(data(c), B, self.H)
+
+    cdef object new_output(self, x, Py_ssize_t width):
+        cdef cnp.npy_intp shape[3]
+        shape[0], shape[1], shape[2] = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), width
+        return new_array(3, shape, self.typenum)
 
     cdef bint is_state(self, state, Py_ssize_t B, Py_ssize_t width):
         return (type(state) is cnp.ndarray and cnp.PyArray_TYPE(state) == self.typenum

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _kernels, sequence
-from ._kernels import Weights
+from . import _kernels
+from ._kernels import Kept, Weights
 from .arguments import (
     Array,
     as_array,
@@ -36,7 +36,7 @@ from .arguments import (
     check_shape,
 )
 from .base import Gradients
-from .sequence import CELLS, Cell, DirectionTape, Packing
+from .sequence import CELLS, Cell, Packing
 
 __all__ = [
     "gru",
@@ -54,11 +54,13 @@ __all__ = [
 class Tape:
     """What a ``_forward`` function keeps for its ``_backward``; opaque to callers."""
 
-    __slots__ = ("_direction", "_owner")
+    __slots__ = ("_cell", "_kept", "_owner", "_packing")
 
-    def __init__(self, owner: str, direction: DirectionTape) -> None:
+    def __init__(self, owner: str, cell: Cell, packing: Packing, kept: Kept) -> None:
         self._owner = owner
-        self._direction = direction
+        self._cell = cell
+        self._packing = packing
+        self._kept = kept
 
 
 def rnn(
@@ -395,18 +397,22 @@ def _run(
     packing = Packing(T, B, as_lengths(owner, lengths, T, B))
     live = (packing.sort(h), None if c is None else packing.sort(c))
     y = _kernels.empty((packing.rows, P), x.dtype)
-    direction = sequence.forward(cell, weights, packing, reverse, packing.pack(x), live, y, keep=keep)
+    arguments = (weights, reverse, packing.offsets, packing.pack(x), *live, y)
+    tape = None
     if keep:
+        tape = Tape(owner, cell, packing, _kernels.keep(*arguments))
         y.flags.writeable = False  # the tape refers to it
-    return packing.unpack(y), _join(packing, live), None if direction is None else Tape(owner, direction)
+    else:
+        _kernels.forward(*arguments)
+    return packing.unpack(y), _join(packing, live), tape
 
 
 def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
     if not isinstance(tape, Tape) or tape._owner != owner:
         raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
-    direction = tape._direction
-    cell, packing, x = direction.cell, direction.packing, direction.x
-    T, B, P, H = packing.T, packing.B, direction.y.shape[1], len(direction.weights.weight_ih) // cell.gates
+    kept, cell, packing = tape._kept, tape._cell, tape._packing
+    x, weights = kept.x, kept.weights
+    T, B, P, H = packing.T, packing.B, kept.y.shape[1], len(weights.weight_ih) // cell.gates
     owner += "_backward"
     if dy is not None:
         dy = as_array(owner, "dy", dy, x.dtype)
@@ -415,7 +421,8 @@ def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
     dh, dc = _as_state(owner, "dstate", cell, dstate, B, P, H, x.dtype)
     live = (packing.sort(dh), None if dc is None else packing.sort(dc))
     dx = _kernels.empty(x.shape, x.dtype)
-    parameters = sequence.backward(direction, dy, live, dx)
+    arrays = [array for array in _kernels.back(kept, dy, *live, dx) if array is not None]
+    parameters = dict(zip(weights.named, arrays, strict=True))
     return Gradients(packing.unpack(dx), _join(packing, live), parameters)
 
 

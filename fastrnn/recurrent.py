@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import _kernels, sequence
-from ._kernels import Stack, Weights
+from . import _kernels
+from ._kernels import Kept, Stack, Weights
 from .arguments import (
     Array,
     as_array,
@@ -29,7 +29,7 @@ from .arguments import (
     check_shape,
 )
 from .base import Gradients, Layer, State
-from .sequence import CELLS, Cell, DirectionTape, Packing
+from .sequence import CELLS, Cell, Packing
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -38,14 +38,17 @@ __all__ = ["GRU", "LSTM", "RNN"]
 class Tape:
     """What ``forward`` keeps for ``backward``; opaque to callers."""
 
-    __slots__ = ("batched", "directions", "masks", "owner", "packing")
+    __slots__ = ("batched", "directions", "masks", "owner", "packing", "short")
 
-    def __init__(self, owner: Recurrent, packing: Packing) -> None:
+    def __init__(
+        self, owner: Recurrent, packing: Packing, directions: list[Kept] | None = None, *, short: bool = False
+    ) -> None:
         self.owner = owner
         self.packing = packing
         self.batched = True
-        self.directions: list[DirectionTape] = []  # layer-major
+        self.directions: list[Kept] = directions or []  # layer-major
         self.masks: list[Array | None] = []  # of each layer's input, booleans (N, D*P)
+        self.short = short  # made by Stack.keep, and Stack.back takes it
 
 
 class Recurrent(Layer):
@@ -194,6 +197,12 @@ class Recurrent(Layer):
         number of those. `backward` itself works in chunks of at most ``R = max(B, 512)`` row-steps and
         needs about ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1, whatever T is.
         """
+        if lengths is None and not self.batch_first and not self.dropout:
+            result = self._stack.keep(x, state)
+            if result is not None:
+                y, state, directions = result
+                packing = Packing(x.shape[0], x.shape[1], offsets=directions[0].offsets)
+                return y, state, Tape(self, packing, directions, short=True)
         x, state, lengths, batched = self._accept(x, state, lengths)
         y, state, tape = self._forward(x, state, lengths)
         tape.batched = batched
@@ -217,6 +226,10 @@ class Recurrent(Layer):
         owner = f"{type(self).__name__}.backward"
         if not isinstance(tape, Tape) or tape.owner is not self:
             raise TypeError(f"{owner}: tape is not one that forward of this layer returned")
+        if tape.short:
+            result = self._stack.back(tape.directions, dy, dstate)
+            if result is not None:
+                return Gradients(result[0], result[1], self._name(result[2]))
         T, B, batched = tape.packing.T, tape.packing.B, tape.batched
         if dy is not None:
             dy = as_array(owner, "dy", dy, self.dtype)
@@ -334,11 +347,10 @@ class Recurrent(Layer):
                 k = layer * D + direction
                 columns = outputs[:, direction * P : (direction + 1) * P]
                 live = (h[k], None if c is None else c[k])
-                direction_tape = sequence.forward(
-                    self._cell, self._weights[k], packing, direction == 1, inputs, live, columns, keep=True
+                kept = _kernels.keep(
+                    self._weights[k], direction == 1, packing.offsets, inputs, *live, columns
                 )
-                assert direction_tape is not None
-                tape.directions.append(direction_tape)
+                tape.directions.append(kept)
             outputs.flags.writeable = False  # the tape refers to it
             inputs = outputs
         return *self._end(packing, inputs, h, c), tape
@@ -351,20 +363,27 @@ class Recurrent(Layer):
         dh = packing.sort(dh)
         dc = None if dc is None else packing.sort(dc)
         d = None if dy is None else np.ascontiguousarray(packing.pack(dy), self.dtype)
-        parameters: dict[str, Array] = {}
+        gradients: list[tuple[Array | None, ...]] = [()] * len(tape.directions)
         for layer in reversed(range(self.num_layers)):
-            dx = _kernels.empty(tape.directions[layer * D].x.shape, self.dtype)
+            first = tape.directions[layer * D].x
+            dx = _kernels.empty((packing.rows, first.shape[-1]), self.dtype)
             for direction in range(D):
                 k = layer * D + direction
                 columns = None if d is None else d[:, direction * P : (direction + 1) * P]
                 live = (dh[k], None if dc is None else dc[k])
-                grads = sequence.backward(tape.directions[k], columns, live, dx, accumulate_dx=direction == 1)
-                parameters |= {name: grads[field] for field, name in self._fields[k].items()}
-            d = self._drop(dx, tape.masks[layer])
+                gradients[k] = _kernels.back(
+                    tape.directions[k], columns, *live, dx, accumulate_dx=direction == 1
+                )
+            d = dx if tape.short else self._drop(dx, tape.masks[layer])
         assert d is not None
         dh = packing.unsort(dh)
         state = dh if dc is None else (dh, packing.unsort(dc))
-        return Gradients(packing.unpack(d), state, {name: parameters[name] for name in self._parameters})
+        return Gradients(packing.unpack(d), state, self._name(gradients))
+
+    def _name(self, gradients: list[tuple[Array | None, ...]]) -> dict[str, Array]:
+        """What `_kernels.back` gave for each layer and direction, by the parameters' names."""
+        arrays = [array for direction in gradients for array in direction if array is not None]
+        return dict(zip(self._parameters, arrays, strict=True))
 
     def _dropout_mask(self, shape: tuple[int, ...]) -> Array | None:
         return self.rng.random(shape, np.float32) >= self.dropout if self.dropout else None

@@ -19,8 +19,7 @@ def problem():
     cell = sequence.CELLS["rnn_tanh"]
     weights = _kernels.Weights(cell.number, zeros, zeros)
     x = np.zeros((T, H), "f4")
-    state = (np.zeros((1, H), "f4"), None)
-    return cell, weights, sequence.Packing(T, 1), x, state
+    return weights, False, sequence.Packing(T, 1).offsets, x, np.zeros((1, H), "f4"), None
 
 
 def interrupted(call):
@@ -32,20 +31,19 @@ def interrupted(call):
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("keep", [False, True])
-def test_forward(problem, keep):
-    cell, weights, packing, x, state = problem
+@pytest.mark.parametrize("forward", [_kernels.forward, _kernels.keep])
+def test_forward(problem, forward):
     y = np.full((T, H), np.nan, "f4")
-    interrupted(lambda: sequence.forward(cell, weights, packing, False, x, state, y, keep=keep))
+    interrupted(lambda: forward(*problem, y))
     assert not np.isnan(y[0]).any(), "it had begun"
     assert np.isnan(y[-1]).all(), "it had not ended"
 
 
 @pytest.mark.usefixtures("engine")
 def test_backward(problem):
-    cell, weights, packing, x, state = problem
-    tape = sequence.DirectionTape(cell, weights, packing, False, x, state, x, x, None)
+    *_, x, h, c = problem
+    kept = _kernels.Kept(*problem, x)
     dx = np.full((T, H), np.nan, "f4")
-    interrupted(lambda: sequence.backward(tape, None, state, dx))
+    interrupted(lambda: _kernels.back(kept, None, h, c, dx))
     assert not np.isnan(dx[-1]).any(), "it had begun"
     assert np.isnan(dx[0]).all(), "it had not ended"
