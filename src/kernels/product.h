@@ -21,6 +21,9 @@
 #define TILE_VECTORS 12
 #endif
 
+/* Vectors of a tile, and those before it of the same units. */
+#define MOST_COLUMNS 16
+
 #define panels_t NAME(panels_)
 #define product_t NAME(product_)
 #define tile_t NAME(tile_function_)
@@ -40,7 +43,7 @@ typedef struct {
 } panels_t;
 
 typedef struct product_t {
-    const struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
+    struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
     int continues; /* the sums of `before`, which stay in registers, except where the columns differ */
     fastrnn_size K, units;
     int blocks;
@@ -56,11 +59,24 @@ typedef struct product_t {
     fastrnn_size ld_from;
     real *to;
     fastrnn_size ld_to;
-    fastrnn_size column[4]; /* of each block's first units, in `to` and `from` */
-    fastrnn_size stride;    /* from a vector of units to the next: LANES in a plain matrix */
-    int sums;    /* `to` has room for whole vectors, whatever `units` is */
+    /* Where the columns are in `to` and `from`: of the v-th vector, counted from block 0 of the first units, at
+     * column[v]; of the units of vector u, that and u*stride. In a plain matrix v*LANES, and LANES. */
+    fastrnn_size stride, column[MOST_COLUMNS];
+    int sums;    /* `to` has room for whole vectors, whatever `units` is; else there is one block */
     int compact; /* `to` is used again for every group of units, so that it never leaves the first-level cache */
 } product_t;
+
+/* Columns of `blocks` blocks, of which block b is at b*LANES, or at `last` if it is number `blocks`-1. */
+INLINE void NAME(set_columns_)(product_t *p, fastrnn_size stride, fastrnn_size last)
+{
+    fastrnn_size block = 0, first = 0;
+    for (int v = 0; v < MOST_COLUMNS; v++) {
+        p->column[v] = first + (block + 1 < p->blocks ? block * LANES : last);
+        if (++block == p->blocks)
+            block = 0, first += stride;
+    }
+    p->stride = stride;
+}
 
 /* R rows by Q vectors: from a row on, and from the vector of columns on that is block `block` of the units of
  * `vector`, and number `place` in panel `panel`. A tile of more than one panel begins with a whole one. */
@@ -97,27 +113,18 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
                         fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
 {
     const product_t *part = p->continues ? p->before : p;
-    const int first_block = block;
-    fastrnn_size at[Q], m[Q];
-    for (int j = 0; j < Q; j++) {
-        const fastrnn_size left = p->sums ? LANES : p->units - vector * LANES;
-        at[j] = part->column[block] + vector * p->stride;
-        m[j] = left < LANES ? left : LANES;
-        if (++block == p->blocks)
-            block = 0, vector++;
-    }
-    const int full = m[Q - 1] == LANES;
-    const fastrnn_size ld_from = part->ld_from;
-    const real *from = part->from ? part->from + row * ld_from : 0;
+    const fastrnn_size *column = part->column + block, first = vector * p->stride;
+    /* Only the last vector can be incomplete. */
+    const fastrnn_size m = p->sums ? LANES : least(p->units - (vector + Q - 1) * LANES, LANES);
     V sum[TILE_VECTORS];
-    if (!from) {
-        UNROLL for (int j = 0; j < R * Q; j++) sum[j] = v_set(0);
-    } else if (full) {
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_load(from + r * ld_from + at[j], LANES);
+    if (part->from) {
+        const real *from = part->from + row * part->ld_from + first;
+        UNROLL for (int r = 0; r < R; r++, from += part->ld_from) {
+            UNROLL for (int j = 0; j + 1 < Q; j++) sum[r * Q + j] = v_load(from + column[j], LANES);
+            sum[r * Q + Q - 1] = v_load(from + column[Q - 1], m);
+        }
     } else {
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_load(from + r * ld_from + at[j], m[j]);
+        UNROLL for (int j = 0; j < R * Q; j++) sum[j] = v_set(0);
     }
     for (;; part = p) {
         const fastrnn_size a_row = part->a_row, a_k = part->a_k, next = panel_size(part->w.depth, width);
@@ -150,25 +157,19 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
 #undef W_VECTOR
         if (part == p)
             break;
-        block = first_block;
-        UNROLL for (int j = 0; j < Q; j++) {
-            const fastrnn_size here = at[j], there = here + p->column[block] - part->column[block];
-            if (there != here) /* these sums end here, and others begin */
+        const fastrnn_size *before = column;
+        column = p->column + block;
+        UNROLL for (int j = 0; j < Q; j++)
+            if (before[j] != column[j]) /* these sums end here, and others begin */
                 UNROLL for (int r = 0; r < R; r++) {
-                    v_store(part->to + (row + r) * part->ld_to + here, m[j], sum[r * Q + j]);
-                    sum[r * Q + j] = v_load(p->from + (row + r) * p->ld_from + there, m[j]);
+                    v_store(part->to + (row + r) * part->ld_to + first + before[j], LANES, sum[r * Q + j]);
+                    sum[r * Q + j] = v_load(p->from + (row + r) * p->ld_from + first + column[j], LANES);
                 }
-            at[j] = there;
-            block = block + 1 < p->blocks ? block + 1 : 0;
-        }
     }
-    real *to = p->to + row * p->ld_to;
-    if (full) {
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < Q; j++) v_store(to + r * p->ld_to + at[j], LANES, sum[r * Q + j]);
-    } else {
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < Q; j++) v_store(to + r * p->ld_to + at[j], m[j], sum[r * Q + j]);
+    real *to = p->to + row * p->ld_to + first;
+    UNROLL for (int r = 0; r < R; r++, to += p->ld_to) {
+        UNROLL for (int j = 0; j + 1 < Q; j++) v_store(to + column[j], LANES, sum[r * Q + j]);
+        v_store(to + column[Q - 1], m, sum[r * Q + Q - 1]);
     }
 }
 
@@ -271,7 +272,7 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
 }
 
 /* Rows [row, row_end) by vectors of units [vector, vector_end). */
-static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
+static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
                         fastrnn_size vector_end, epilogue_t epilogue, const void *context)
 {
     if (row >= row_end || vector >= vector_end)
@@ -280,49 +281,46 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
     const fastrnn_size bytes = p->a_panel ? 0 : rows * p->K * (fastrnn_size)sizeof(real);
     const fastrnn_size passes =
         bytes <= PASS_BYTES ? 1 : least(bytes / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
-    product_t here = *p, before;
-    if (p->before) {
-        before = *p->before;
-        here.before = &before;
-    }
+    real *const to = p->to;
+    const fastrnn_size ld_to = p->ld_to;
     for (fastrnn_size pass = 0; pass < passes; pass++) {
         const fastrnn_size top = passes == 1 ? row : row + rows * pass / passes;
         const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (pass + 1) / passes;
         const fastrnn_size n = bottom - top, most = NAME(tiling_)(p, n).most;
         /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
          * It is made of grains, the vectors of units that a panel has, or one if it has less. */
-        fastrnn_size grain = 1, grains = vectors, most_grains = vectors;
+        fastrnn_size grain = 1, grains = vectors, groups = 1;
         if (vectors * p->blocks > most) {
             if (p->blocks < p->w.width) {
                 grain = p->w.width / p->blocks;
                 grains = (vector_end + grain - 1) / grain - vector / grain;
             }
-            most_grains = greatest(most / (grain * p->blocks), 1);
+            const fastrnn_size most_grains = most / (grain * p->blocks);
+            groups = most_grains <= 1 ? grains : (grains - 1) / most_grains + 1;
         }
-        const fastrnn_size groups = (grains - 1) / most_grains + 1;
-        if (p->compact) { /* below, `to` is shifted to where its first units would be */
-            here.ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
-            here.to = p->to + row * (p->ld_to - here.ld_to) + rows * vector * p->stride;
-        }
-        real *const to = here.to;
+        if (p->compact)
+            p->ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
             const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;
             const fastrnn_size last =
                 group + 1 < groups ? (vector / grain + grains * (group + 1) / groups) * grain : vector_end;
+            /* This member's part of `to` begins where its sums would, and is as if the first units were these. */
             if (p->compact)
-                here.to = to - first * p->stride;
+                p->to = to + row * (ld_to - p->ld_to) + (rows * vector - first) * p->stride;
             if (p->before) {
-                before.to = here.to;
-                before.ld_to = here.ld_to;
+                p->before->to = p->to;
+                p->before->ld_to = p->ld_to;
                 if (!p->continues)
-                    NAME(cover_)(&before, top, bottom, first, last);
+                    NAME(cover_)(p->before, top, bottom, first, last);
             }
-            NAME(cover_)(&here, top, bottom, first, last);
+            NAME(cover_)(p, top, bottom, first, last);
             if (epilogue)
-                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), here.to, here.ld_to);
+                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), p->to, p->ld_to);
         }
     }
+    p->to = to;
+    p->ld_to = ld_to;
 }
 
 /* Panels of weights as PyTorch has them, w (blocks*units, K), for a product with their transpose. */

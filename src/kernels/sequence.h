@@ -49,12 +49,13 @@ typedef struct {
     fastrnn_size t;
     fastrnn_size first, n;      /* packed row of the step, and its rows */
     fastrnn_size first_old, old; /* packed row of the step before; the rows that have one */
-    real *sums;                 /* forward: (n, width) */
     const real *gates;          /* backward: (n, AH) */
     real *dgates, *units_kept, *dh_kept; /* backward: this step's rows of the chunk's scratch */
     const real *h_old, *h_new;  /* h_prev of rows < old: rows of y; of the others: the initial state */
     const real *h_prev;         /* forward: the one of the two at hand */
     fastrnn_size ld_prev;
+    product_t input, hidden, reset, output; /* forward: of every step; what changes is set with each */
+    product_t back;                         /* backward: dgates W_hh */
 } step_t;
 
 /* The least row before which `work` packed rows lie: what divides rows of different lengths fairly. */
@@ -187,28 +188,73 @@ static void NAME(order_bias_)(const step_t *s)
             *(V *)to = v_load(bias + block * H + k, least(H - k, LANES));
 }
 
-/* sums (rows, width) = bias + x W_ih^T of packed rows from `first` on, each block to its accumulator. */
-static product_t NAME(input_product_)(const step_t *s, fastrnn_size first, real *sums)
+/* The products of a step, but for its rows of x, h and sums. */
+static void NAME(make_forward_)(step_t *s)
 {
     const run_t *run = s->run;
-    const fastrnn_size A = s->shape.accumulators;
-    product_t p = {
-        .K = run->I,
-        .units = run->H,
-        .blocks = s->shape.gates,
-        .w = {run->packed_ih, weight_width(s->shape.gates), run->I},
-        .a = (const real *)run->x + first * run->I,
-        .a_row = run->I,
+    const fastrnn_cell_shape shape = s->shape;
+    const fastrnn_size I = run->I, H = run->H, P = run->P, stride = shape.accumulators * LANES;
+    const int hidden = shape.hidden_blocks;
+    /* sums = bias + x W_ih^T, each block to its accumulator */
+    s->input = (product_t){
+        .K = I,
+        .units = H,
+        .blocks = shape.gates,
+        .w = {run->packed_ih, weight_width(shape.gates), I},
+        .a_row = I,
         .a_k = 1,
         .from = s->bias,
-        .to = sums,
         .ld_to = s->width,
-        .stride = A * LANES,
         .sums = 1,
     };
-    for (int block = 0; block < s->shape.gates; block++)
-        p.column[block] = (block < s->shape.input_blocks ? block : A - 1) * LANES;
-    return p;
+    NAME(set_columns_)(&s->input, stride, (shape.gates > shape.input_blocks ? shape.accumulators : shape.gates) * LANES - LANES);
+    /* sums += h W_hh^T */
+    s->hidden = (product_t){
+        .K = P,
+        .units = H,
+        .blocks = hidden,
+        .w = {run->packed_hh, weight_width(hidden), P},
+        .a_k = 1,
+        .ld_from = s->width,
+        .ld_to = s->width,
+        .sums = 1,
+    };
+    NAME(set_columns_)(&s->hidden, stride, (hidden - 1) * LANES);
+    if (s->project_by_step) {
+        s->hidden.before = &s->input;
+        s->hidden.continues = s->hidden.compact = hidden == shape.gates;
+        if (s->hidden.continues) /* what no input feeds begins with its bias */
+            s->hidden.from = s->bias, s->hidden.ld_from = 0;
+    }
+    if (shape.has_reset) { /* sums of the last block += (r h) W_hh^T */
+        s->reset = (product_t){
+            .K = H,
+            .units = H,
+            .blocks = 1,
+            .w = {run->packed_hh, weight_width(1), H},
+            .a = run->unit,
+            .a_row = H,
+            .a_k = 1,
+            .ld_from = s->width,
+            .ld_to = s->width,
+            .sums = 1,
+        };
+        s->reset.w.at += NAME(packed_size_)(hidden, H, P);
+        NAME(set_columns_)(&s->reset, stride, hidden * LANES);
+    }
+    if (run->projected) { /* y = (o tanh(c)) W_hr^T */
+        s->output = (product_t){
+            .K = H,
+            .units = P,
+            .blocks = 1,
+            .w = {run->packed_hr, weight_width(1), H},
+            .a = run->unit,
+            .a_row = H,
+            .a_k = 1,
+            .ld_to = run->ldy,
+        };
+        NAME(set_columns_)(&s->output, LANES, 0);
+    }
 }
 
 /* The accumulator that no input feeds begins as its bias. */
@@ -224,87 +270,56 @@ static void NAME(set_bias_)(const step_t *s, span_t rows, span_t units, real *su
 }
 
 /* The inputs of a whole chunk. */
-static void NAME(project_)(const step_t *s, fastrnn_size first, fastrnn_size rows, real *sums,
-                           fastrnn_member me)
+static void NAME(project_)(step_t *s, fastrnn_size first, fastrnn_size rows, real *sums, fastrnn_member me)
 {
     const fastrnn_member all = {0, 1, 0};
     const int by_rows = rows >= 8 * me.size;
     const span_t mine = NAME(share_)(by_rows ? me : all, rows, 1);
     const span_t units = NAME(share_)(by_rows ? all : me, vector_count(s->run->H), 1);
-    const product_t p = NAME(input_product_)(s, first, sums);
-    run_product(&p, mine.from, mine.to, units.from, units.to, 0, 0);
+    s->input.a = (const real *)s->run->x + first * s->run->I;
+    s->input.to = sums;
+    run_product(&s->input, mine.from, mine.to, units.from, units.to, 0, 0);
     NAME(set_bias_)(s, mine, units, sums);
+}
+
+/* A product with the states before the step: of rows that have a step before, then of those that begin. */
+static void NAME(from_states_)(step_t *s, product_t *p, epilogue_t epilogue)
+{
+    const run_t *run = s->run;
+    const fastrnn_size from = s->rows.from, to = least(s->rows.to, s->n);
+    const fastrnn_size middle = least(greatest(from, s->old), to);
+    for (int part = 0; part < 2; part++) {
+        s->h_prev = part ? s->h_new : s->h_old;
+        s->ld_prev = part ? run->P : run->ldy;
+        if (p == &s->hidden)
+            p->a = s->h_prev, p->a_row = s->ld_prev;
+        run_product(p, part ? middle : from, part ? to : middle, s->units.from, s->units.to, epilogue, s);
+    }
 }
 
 static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *sums, fastrnn_member me)
 {
     const run_t *run = s->run;
-    const fastrnn_size H = run->H, P = run->P;
     NAME(go_to_)(s, t);
-    product_t input, p = {
-        .K = P,
-        .units = H,
-        .blocks = s->shape.hidden_blocks,
-        .downward = t & 1,
-        .w = {run->packed_hh, weight_width(s->shape.hidden_blocks), P},
-        .a_k = 1,
-        .from = sums,
-        .ld_from = s->width,
-        .to = sums,
-        .ld_to = s->width,
-        .column = {0, LANES, 2 * LANES, 3 * LANES},
-        .stride = s->shape.accumulators * LANES,
-        .sums = 1,
-    };
-    const fastrnn_size from = s->rows.from, to = least(s->rows.to, s->n), middle = least(greatest(from, s->old), to);
-    if (s->project_by_step) {
-        input = NAME(input_product_)(s, s->first, sums);
-        p.before = &input;
-        p.continues = s->shape.hidden_blocks == s->shape.gates;
-        if (p.continues) { /* what no input feeds begins with its bias; nothing wants the sums later */
-            p.from = s->bias, p.ld_from = 0;
-            p.compact = 1;
-        }
-    }
-    for (int part = 0; part < 2; part++) { /* rows that have a step before, then those that begin */
-        p.a = s->h_prev = part ? s->h_new : s->h_old;
-        p.a_row = s->ld_prev = part ? P : run->ldy;
-        run_product(&p, part ? middle : from, part ? to : middle, s->units.from, s->units.to,
-                 s->shape.has_reset ? NAME(apply_reset_forward_) : NAME(apply_forward_), s);
-    }
-    if (s->shape.has_reset) {
+    s->hidden.to = sums;
+    s->hidden.downward = t & 1;
+    if (s->project_by_step)
+        s->input.a = (const real *)run->x + s->first * run->I;
+    if (!s->hidden.continues)
+        s->hidden.from = sums;
+    if (!s->shape.has_reset) {
+        NAME(from_states_)(s, &s->hidden, NAME(apply_forward_));
+    } else {
+        NAME(from_states_)(s, &s->hidden, NAME(apply_reset_forward_));
         NAME(wait_)(s, me);
-        product_t q = p;
-        q.before = 0;
-        q.K = H;
-        q.blocks = 1;
-        q.w = (panels_t){run->packed_hh, weight_width(1), H};
-        q.w.at += NAME(packed_size_)(s->shape.hidden_blocks, H, P);
-        q.a = run->unit;
-        q.a_row = H;
-        q.column[0] = s->shape.hidden_blocks * LANES;
-        for (int part = 0; part < 2; part++) {
-            s->h_prev = part ? s->h_new : s->h_old;
-            s->ld_prev = part ? P : run->ldy;
-            run_product(&q, part ? middle : from, part ? to : middle, s->units.from, s->units.to,
-                     NAME(apply_forward_), s);
-        }
+        s->reset.from = s->reset.to = sums;
+        s->reset.downward = t & 1;
+        NAME(from_states_)(s, &s->reset, NAME(apply_forward_));
     }
     if (run->projected) {
         NAME(wait_)(s, me);
-        const product_t q = {
-            .K = H,
-            .units = P,
-            .blocks = 1,
-            .w = {run->packed_hr, weight_width(1), H},
-            .a = run->unit,
-            .a_row = H,
-            .a_k = 1,
-            .to = (real *)run->y + s->first * run->ldy,
-            .ld_to = run->ldy,
-            .stride = LANES,
-        };
-        run_product(&q, from, to, s->out.from, s->out.to, 0, 0);
+        s->output.to = (real *)run->y + s->first * run->ldy;
+        run_product(&s->output, s->rows.from, least(s->rows.to, s->n), s->out.from, s->out.to, 0, 0);
     }
     NAME(wait_)(s, me);
 }
@@ -338,6 +353,7 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
     step_t s = NAME(begin_)(run, me);
     real *sums = (real *)run->sums + s.width;
     int turn = 0;
+    NAME(make_forward_)(&s);
     if (me.rank == 0)
         NAME(order_bias_)(&s);
     fastrnn_barrier(me);
@@ -360,6 +376,26 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
 }
 
 /* ---- backward ------------------------------------------------------------------------------------- */
+
+/* to (n, units) = a (n, K) times panels of `depth` rows, of a plain matrix. */
+static product_t NAME(plain_product_)(fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth,
+                                      const real *a, fastrnn_size a_row, real *to)
+{
+    product_t p = {
+        .K = K,
+        .units = units,
+        .blocks = 1,
+        .w = {panels, weight_width(1), depth},
+        .a = a,
+        .a_row = a_row,
+        .a_k = 1,
+        .ld_from = units,
+        .to = to,
+        .ld_to = units,
+    };
+    NAME(set_columns_)(&p, LANES, 0);
+    return p;
+}
 
 /* The cells, of this member's rows and units of the step. The rows are whole, not a group of units at a time as in
  * forward: what forward kept comes from beyond the caches, and in the order of memory. */
@@ -420,25 +456,11 @@ static void NAME(apply_upstream_)(const step_t *s)
 }
 
 /* dh of the step before, from the dgates (n, AH) of one. */
-static void NAME(carry_back_)(const step_t *s, const real *dgates, fastrnn_size n)
+static void NAME(carry_back_)(step_t *s, const real *dgates, fastrnn_size n)
 {
-    const run_t *run = s->run;
-    const product_t p = {
-        .K = s->direct,
-        .units = run->P,
-        .blocks = 1,
-        .w = {run->columns_hh, weight_width(1), s->shape.gates * run->H},
-        .downward = s->t & 1,
-        .a = dgates,
-        .a_row = s->AH,
-        .a_k = 1,
-        .from = run->projected ? 0 : run->dh,
-        .ld_from = run->P,
-        .to = run->dh,
-        .ld_to = run->P,
-        .stride = LANES,
-    };
-    run_product(&p, s->rows.from, least(s->rows.to, n), s->out.from, s->out.to, 0, 0);
+    s->back.a = dgates;
+    s->back.downward = s->t & 1;
+    run_product(&s->back, s->rows.from, least(s->rows.to, n), s->out.from, s->out.to, 0, 0);
 }
 
 /* dgates of step t, given those (n, AH) of the step after it if it is in the same chunk, else n = 0. */
@@ -450,36 +472,15 @@ static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, 
     if (run->projected) {
         NAME(apply_upstream_)(s);
         NAME(wait_)(s, me);
-        const product_t p = {
-            .K = P,
-            .units = H,
-            .blocks = 1,
-            .w = {run->columns_hr, weight_width(1), P},
-            .a = run->dh,
-            .a_row = P,
-            .a_k = 1,
-            .to = run->dunit,
-            .ld_to = H,
-            .stride = LANES,
-        };
+        product_t p = NAME(plain_product_)(P, H, run->columns_hr, P, run->dh, P, run->dunit);
         run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
     }
     NAME(apply_backward_)(s);
     if (s->shape.has_reset) {
         NAME(wait_)(s, me);
-        const product_t p = {
-            .K = H,
-            .units = H,
-            .blocks = 1,
-            .w = {run->columns_hh, weight_width(1), s->shape.gates * H},
-            .first_k = s->direct,
-            .a = s->dgates + s->direct,
-            .a_row = s->AH,
-            .a_k = 1,
-            .to = s->units_kept,
-            .ld_to = H,
-            .stride = LANES,
-        };
+        product_t p = NAME(plain_product_)(H, H, run->columns_hh, s->shape.gates * H, s->dgates + s->direct, s->AH,
+                                           s->units_kept);
+        p.first_k = s->direct;
         run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
         NAME(apply_reset_backward_)(s);
     }
@@ -538,76 +539,42 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
     fastrnn_barrier(me);
 
     /* Gradients of weights: columns of dgates by columns of what they were multiplied with. */
-    product_t p = {
-        .K = rows,
-        .units = P,
-        .blocks = 1,
-        .w = {run->panels_h, COLUMN_WIDTH, rows},
-        .a = run->panels_dgates,
-        .a_row = 1,
-        .a_k = LANES,
-        .a_panel = panel_size(rows, 1),
-        .from = first_chunk ? 0 : run->dweight_hh,
-        .ld_from = P,
-        .to = run->dweight_hh,
-        .ld_to = P,
-        .stride = LANES,
-    };
+    product_t p = NAME(plain_product_)(rows, P, run->panels_h, rows, run->panels_dgates, 1, run->dweight_hh);
+    p.w.width = COLUMN_WIDTH;
+    p.a_k = LANES;
+    p.a_panel = panel_size(rows, 1);
+    p.from = first_chunk ? 0 : p.to;
     mine = NAME(share_)(me, direct, COLUMN_ROWS);
     run_product(&p, mine.from, mine.to, 0, vector_count(P), 0, 0);
     if (s->shape.has_reset) {
-        product_t q = p;
-        q.w.at = run->panels_units;
+        p.w.at = run->panels_units;
         mine = NAME(share_)(me, H, COLUMN_ROWS);
-        run_product(&q, direct + mine.from, direct + mine.to, 0, vector_count(H), 0, 0);
+        run_product(&p, direct + mine.from, direct + mine.to, 0, vector_count(H), 0, 0);
     }
-    p.units = I;
+    p.units = p.ld_from = p.ld_to = I;
     p.w.at = run->panels_x;
     p.to = run->dweight_ih;
     p.from = first_chunk ? 0 : p.to;
-    p.ld_from = p.ld_to = I;
     mine = NAME(share_)(me, direct_x, COLUMN_ROWS);
     run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
     if (s->shape.gates > s->shape.input_blocks) {
         p.a_first = AH - H;
-        p.to = (real *)run->dweight_ih + direct_x * I;
+        p.to += direct_x * I;
         p.from = first_chunk ? 0 : p.to;
         mine = NAME(share_)(me, H, COLUMN_ROWS);
         run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
     }
     if (run->projected) {
-        const product_t q = {
-            .K = rows,
-            .units = H,
-            .blocks = 1,
-            .w = {run->panels_units, units_width, rows},
-            .a = run->dh_kept,
-            .a_row = 1,
-            .a_k = P,
-            .from = first_chunk ? 0 : run->dweight_hr,
-            .ld_from = H,
-            .to = run->dweight_hr,
-            .ld_to = H,
-            .stride = LANES,
-        };
+        product_t q = NAME(plain_product_)(rows, H, run->panels_units, rows, run->dh_kept, 1, run->dweight_hr);
+        q.a_k = P;
+        q.from = first_chunk ? 0 : q.to;
         mine = NAME(share_)(me, P, COLUMN_ROWS);
         run_product(&q, mine.from, mine.to, 0, vector_count(H), 0, 0);
     }
     if (run->dx) {
-        product_t q = {
-            .K = direct_x,
-            .units = I,
-            .blocks = 1,
-            .w = {run->columns_ih, weight_width(1), s->shape.gates * H},
-            .a = dgates,
-            .a_row = AH,
-            .a_k = 1,
-            .from = run->accumulate_dx ? (real *)run->dx + first * I : 0,
-            .ld_from = I,
-            .to = (real *)run->dx + first * I,
-            .ld_to = I,
-            .stride = LANES,
-        };
+        product_t q = NAME(plain_product_)(direct_x, I, run->columns_ih, s->shape.gates * H, dgates, AH,
+                                           (real *)run->dx + first * I);
+        q.from = run->accumulate_dx ? q.to : 0;
         mine = NAME(share_)(me, rows, 1);
         run_product(&q, mine.from, mine.to, 0, vector_count(I), 0, 0);
         if (s->shape.gates > s->shape.input_blocks) {
@@ -625,6 +592,8 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
     run_t *run = context;
     step_t s = NAME(begin_)(run, me);
     int turn = 0;
+    s.back = NAME(plain_product_)(s.direct, run->P, run->columns_hh, s.shape.gates * run->H, 0, s.AH, run->dh);
+    s.back.from = run->projected ? 0 : run->dh;
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn ^= 1) {
         steps = NAME(next_chunk_)(run, done, !run->reverse);
         const fastrnn_size t = run->reverse ? done : run->T - done - steps, first = run->offsets[t];
@@ -704,21 +673,19 @@ typedef struct {
 static void NAME(work_multiply_)(void *context, fastrnn_member me)
 {
     const NAME(shared_product_) *shared = context;
+    product_t p = shared->p;
     const fastrnn_member all = {0, 1, 0};
     const int by_rows = shared->rows >= 8 * me.size;
     const span_t rows = NAME(share_)(by_rows ? me : all, shared->rows, 1);
-    const span_t vectors = NAME(share_)(by_rows ? all : me, vector_count(shared->p.units), 1);
-    run_product(&shared->p, rows.from, rows.to, vectors.from, vectors.to, 0, 0);
+    const span_t vectors = NAME(share_)(by_rows ? all : me, vector_count(p.units), 1);
+    run_product(&p, rows.from, rows.to, vectors.from, vectors.to, 0, 0);
 }
 
 static void NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const real *a, fastrnn_size a_row,
                                 fastrnn_size a_k, const real *panels, real *c, int threads)
 {
-    NAME(shared_product_) shared = {
-        .p = {.K = K, .units = N, .blocks = 1, .w = {panels, weight_width(1), K}, .a = a,
-              .a_row = a_row, .a_k = a_k, .to = c, .ld_to = N, .stride = LANES},
-        .rows = M,
-    };
+    NAME(shared_product_) shared = {NAME(plain_product_)(K, N, panels, K, a, a_row, c), M};
+    shared.p.a_k = a_k;
     if (2.0 * (double)M * (double)N * (double)K < FASTRNN_SHARED_CALL_FLOPS)
         threads = 1;
     fastrnn_parallel(threads, NAME(work_multiply_), &shared);

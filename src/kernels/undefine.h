@@ -53,6 +53,7 @@
 #undef panels_of_columns
 #undef run_product
 #undef TILE_VECTORS
+#undef MOST_COLUMNS
 #undef DEFINE_TILE
 #undef MOST_ROWS
 #undef MOST_VECTORS
