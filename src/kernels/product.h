@@ -240,6 +240,12 @@ INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
     return (tiling_t){tiles, high, p->a_panel ? p->w.width : most[high]};
 }
 
+/* Where neither leaves the first-level cache, all sums of a step are one group, whatever a tile takes: the cell's
+ * chains of operations wait less, the more of them there are. With larger weights it had better begin while the
+ * next are on their way. */
+#define SMALL_SUMS (4096 / (fastrnn_size)sizeof(real))
+#define SMALL_WEIGHTS (40960 / VECTOR_BYTES)
+
 /* Rows that share a pass over the panels: their part of `a` stays in the second-level cache meanwhile. */
 #define PASS_BYTES (256 * 1024)
 
@@ -260,7 +266,11 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
         const tile_t *tiles_of_rows = NAME(tiles_)[width - FIRST_WIDTH][next - row - 1];
         fastrnn_size panel = first_panel, place = before - panel * width;
         for (fastrnn_size j = 0, n; j < count; j += n) {
-            n = least(count - j, tiling.most);
+            n = count - j;
+            if (n > tiling.most) { /* tiles of equal width, but whole panels */
+                const fastrnn_size parts = (n + tiling.most - 1) / tiling.most;
+                n = least(((n + parts - 1) / parts + width - 1) / width * width, tiling.most);
+            }
             if (place || n < width) /* the panel's rest, at most */
                 n = least(n, width - place);
             tiles_of_rows[n - 1](p, row, panel, place, first + (j ? j / p->blocks : 0),
@@ -290,7 +300,8 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
         /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
          * It is made of grains, the vectors of units that a panel has, or one if it has less. */
         fastrnn_size grain = 1, grains = vectors, groups = 1;
-        if (vectors * p->blocks > most) {
+        if (vectors * p->blocks > most &&
+            (p->compact || n * vectors * p->stride > SMALL_SUMS || vectors * p->blocks * p->K > SMALL_WEIGHTS)) {
             if (p->blocks < p->w.width) {
                 grain = p->w.width / p->blocks;
                 grains = (vector_end + grain - 1) / grain - vector / grain;

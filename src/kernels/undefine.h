@@ -63,6 +63,8 @@
 #undef COLUMN_ROWS
 #undef TILE_ENTRY
 #undef PASS_BYTES
+#undef SMALL_SUMS
+#undef SMALL_WEIGHTS
 #undef run_t
 #undef step_t
 #undef span_t
