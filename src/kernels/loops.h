@@ -17,16 +17,31 @@
         }                                                                                                    \
     } while (0)
 
-/* Rows 0 .. n-1 by units [unit, end), a vector of `m` lanes at `k` in each turn. One loop, not two: a group
- * of units is often a single vector, and what the compiler keeps in registers is set up once. */
+/* Rows 0 .. n-1 by units [unit, end), a vector of `m` lanes at `k` in each turn. The body stands in three loops, so
+ * that all of the innermost is known but the addresses: along rows where there are some vectors of each, which is
+ * the order of memory; else across them; and the incomplete vectors. */
 #define FOR_ROWS(...)                                                                                        \
-    for (fastrnn_size row = 0, k = unit; row < n;) {                                                         \
-        const fastrnn_size m = least(end - k, LANES);                                                        \
-        __VA_ARGS__                                                                                          \
-        k += LANES;                                                                                          \
-        if (k >= end)                                                                                        \
-            k = unit, row++;                                                                                 \
-    }
+    do {                                                                                                     \
+        const fastrnn_size whole = (end - unit) / LANES * LANES + unit;                                      \
+        if (whole - unit >= 4 * LANES) {                                                                     \
+            for (fastrnn_size row = 0; row < n; row++)                                                       \
+                for (fastrnn_size k = unit; k < whole; k += LANES) {                                         \
+                    const fastrnn_size m = LANES;                                                            \
+                    __VA_ARGS__                                                                              \
+                }                                                                                            \
+        } else {                                                                                             \
+            for (fastrnn_size k = unit; k < whole; k += LANES)                                               \
+                for (fastrnn_size row = 0; row < n; row++) {                                                 \
+                    const fastrnn_size m = LANES;                                                            \
+                    __VA_ARGS__                                                                              \
+                }                                                                                            \
+        }                                                                                                    \
+        if (whole < end)                                                                                     \
+            for (fastrnn_size row = 0; row < n; row++) {                                                     \
+                const fastrnn_size k = whole, m = end - whole;                                               \
+                __VA_ARGS__                                                                                  \
+            }                                                                                                \
+    } while (0);
 
 #define FIRST_STAGE_1(CELL, A, HAS_C)
 #define FIRST_STAGE_2(CELL, A, HAS_C)                                                                        \
