@@ -113,13 +113,16 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
                         fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
 {
     const product_t *part = p->continues ? p->before : p;
-    const fastrnn_size *column = part->column + block, first = vector * p->stride;
     /* Only the last vector can be incomplete. */
     const fastrnn_size m = p->sums ? LANES : least(p->units - (vector + Q - 1) * LANES, LANES);
+    const fastrnn_size first = vector * p->stride;
+    fastrnn_size column[Q]; /* read now: for all that the compiler knows, a store might change it */
+    UNROLL for (int j = 0; j < Q; j++) column[j] = first + part->column[block + j];
     V sum[TILE_VECTORS];
     if (part->from) {
-        const real *from = part->from + row * part->ld_from + first;
-        UNROLL for (int r = 0; r < R; r++, from += part->ld_from) {
+        const fastrnn_size ld = part->ld_from;
+        const real *from = part->from + row * ld;
+        UNROLL for (int r = 0; r < R; r++, from += ld) {
             UNROLL for (int j = 0; j + 1 < Q; j++) sum[r * Q + j] = v_load(from + column[j], LANES);
             sum[r * Q + Q - 1] = v_load(from + column[Q - 1], m);
         }
@@ -157,17 +160,23 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
 #undef W_VECTOR
         if (part == p)
             break;
-        const fastrnn_size *before = column;
-        column = p->column + block;
-        UNROLL for (int j = 0; j < Q; j++)
-            if (before[j] != column[j]) /* these sums end here, and others begin */
-                UNROLL for (int r = 0; r < R; r++) {
-                    v_store(part->to + (row + r) * part->ld_to + first + before[j], LANES, sum[r * Q + j]);
-                    sum[r * Q + j] = v_load(p->from + (row + r) * p->ld_from + first + column[j], LANES);
-                }
+        UNROLL for (int j = 0; j < Q; j++) {
+            const fastrnn_size next_column = first + p->column[block + j];
+            if (next_column == column[j])
+                continue;
+            const fastrnn_size ld = p->ld_to, ld_next = p->ld_from; /* these sums end here, and others begin */
+            real *to = part->to + row * ld + column[j];
+            const real *from = p->from + row * ld_next + next_column;
+            UNROLL for (int r = 0; r < R; r++, to += ld, from += ld_next) {
+                v_store(to, LANES, sum[r * Q + j]);
+                sum[r * Q + j] = v_load(from, LANES);
+            }
+            column[j] = next_column;
+        }
     }
-    real *to = p->to + row * p->ld_to + first;
-    UNROLL for (int r = 0; r < R; r++, to += p->ld_to) {
+    const fastrnn_size ld = p->ld_to;
+    real *to = p->to + row * ld;
+    UNROLL for (int r = 0; r < R; r++, to += ld) {
         UNROLL for (int j = 0; j + 1 < Q; j++) v_store(to + column[j], LANES, sum[r * Q + j]);
         v_store(to + column[Q - 1], m, sum[r * Q + Q - 1]);
     }
@@ -246,8 +255,10 @@ INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
 #define SMALL_SUMS (4096 / (fastrnn_size)sizeof(real))
 #define SMALL_WEIGHTS (40960 / VECTOR_BYTES)
 
-/* Rows that share a pass over the panels: their part of `a` stays in the second-level cache meanwhile. */
+/* Rows that share a pass over the panels: their part of `a` stays in the second-level cache meanwhile. Larger
+ * weights come from further away, and reading them once matters more. */
 #define PASS_BYTES (256 * 1024)
+#define PASS_WEIGHTS (4096 * 1024)
 
 /* All tiles of rows [row, row_end) by vectors of units [first, last). */
 INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
@@ -288,9 +299,10 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
     if (row >= row_end || vector >= vector_end)
         return;
     const fastrnn_size rows = row_end - row, vectors = vector_end - vector;
-    const fastrnn_size bytes = p->a_panel ? 0 : rows * p->K * (fastrnn_size)sizeof(real);
-    const fastrnn_size passes =
-        bytes <= PASS_BYTES ? 1 : least(bytes / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
+    const fastrnn_size depth = p->K + (p->before ? p->before->K : 0);
+    const fastrnn_size bytes = rows * depth * (fastrnn_size)sizeof(real);
+    const int one_pass = p->a_panel || bytes <= PASS_BYTES || vectors * p->blocks * depth * VECTOR_BYTES > PASS_WEIGHTS;
+    const fastrnn_size passes = one_pass ? 1 : least((bytes - 1) / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
     real *const to = p->to;
     const fastrnn_size ld_to = p->ld_to;
     for (fastrnn_size pass = 0; pass < passes; pass++) {

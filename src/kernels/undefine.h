@@ -63,6 +63,7 @@
 #undef COLUMN_ROWS
 #undef TILE_ENTRY
 #undef PASS_BYTES
+#undef PASS_WEIGHTS
 #undef SMALL_SUMS
 #undef SMALL_WEIGHTS
 #undef run_t
