@@ -520,16 +520,16 @@ cdef int run_forward(Run *a, bint single) except -1 nogil:
     a.stop[0] = a.stop[1] = 0
     try:
         if single:
-            combine_bias(<float *>NULL, a)
             if fused:
                 isa.f32.run_forward(a)
             else:
+                combine_bias(<float *>NULL, a)
                 forward_run(<float *>NULL, a, watch.mode)
         else:
-            combine_bias(<double *>NULL, a)
             if fused:
                 isa.f64.run_forward(a)
             else:
+                combine_bias(<double *>NULL, a)
                 forward_run(<double *>NULL, a, watch.mode)
     finally:
         fastrnn_restore_mode(watch.mode)
@@ -843,7 +843,7 @@ cdef int bind_scratch(Run *a, Memory memory, bint single) except -1:
     """Give `a`, of which all else is known, the scratch of forward, in `memory`."""
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t item = 4 if single else 8, AH = shape.accumulators * a.H, rows
-    cdef size_t sums = 0, bias = AH * item, unit = a.B * a.H * item if a.projected or shape.has_reset else 0
+    cdef size_t sums = 0, bias = 0 if fused else AH * item, unit = a.B * a.H * item if a.projected or shape.has_reset else 0
     cdef char *start
     a.chunk = max(a.B, FORWARD_ROWS, FORWARD_BYTES // (AH * item))
     rows = min(a.chunk, a.offsets[a.T])

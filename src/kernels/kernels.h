@@ -72,7 +72,8 @@ typedef struct {
                             *              BLAS products, where it may be `gates` */
     void *gates;           /* (N, AH)      kept for backward, or NULL; may be y where A is 1 */
     void *c_kept;          /* (N, H)       kept for backward, or NULL */
-    void *bias;            /* (AH,)        scratch: biases by accumulator; in backward their gradient, added to */
+    void *bias;            /* (AH,)        backward: their gradient by accumulator, added to; in forward, scratch
+                            *              for BLAS products */
     void *unit;            /* (B, H)       scratch: o tanh(c) before projection, or r*h_prev */
     /* backward only */
     const void *dy;        /* (N, lddy)    or NULL */

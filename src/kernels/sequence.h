@@ -177,15 +177,26 @@ static void NAME(apply_reset_forward_)(const void *context, fastrnn_size row, fa
                                       (real *)s->run->unit + row * H);
 }
 
-/* A row of sums that is the bias, a block at a time (H,) before. */
-static void NAME(order_bias_)(const step_t *s)
+/* A row of sums that is the bias: of the blocks of either, as their products, to its accumulator. */
+static void NAME(set_bias_row_)(const step_t *s)
 {
-    const fastrnn_size H = s->run->H, A = s->shape.accumulators;
-    const real *bias = s->run->bias;
-    real *to = s->run->sums;
-    for (fastrnn_size k = 0; k < H; k += LANES)
-        for (fastrnn_size block = 0; block < A; block++, to += LANES)
-            *(V *)to = v_load(bias + block * H + k, least(H - k, LANES));
+    const run_t *run = s->run;
+    const int A = s->shape.accumulators, gates = s->shape.gates, input = s->shape.input_blocks;
+    const fastrnn_size H = run->H;
+    for (int block = 0; block < A; block++) {
+        const int from = block < input ? block : gates - 1; /* of bias_ih */
+        const int has_ih = run->bias_ih && (block < input || block == A - 1), has_hh = run->bias_hh && block < gates;
+        const real *ih = (const real *)run->bias_ih + (has_ih ? from * H : 0);
+        const real *hh = (const real *)run->bias_hh + (has_hh ? block * H : 0);
+        real *to = (real *)run->sums + block * LANES;
+        for (fastrnn_size k = 0; k < H; k += LANES, to += A * LANES) {
+            const fastrnn_size m = least(H - k, LANES);
+            V sum = has_ih ? v_load(ih + k, m) : v_set(0);
+            if (has_hh)
+                sum += v_load(hh + k, m);
+            *(V *)to = sum;
+        }
+    }
 }
 
 /* The products of a step, but for its rows of x, h and sums. */
@@ -219,7 +230,10 @@ static void NAME(make_forward_)(step_t *s)
         .ld_to = s->width,
         .sums = 1,
     };
-    NAME(set_columns_)(&s->hidden, stride, (hidden - 1) * LANES);
+    if (shape.input_blocks == hidden)
+        memcpy(s->hidden.column, s->input.column, sizeof s->input.column), s->hidden.stride = stride;
+    else
+        NAME(set_columns_)(&s->hidden, stride, (hidden - 1) * LANES);
     if (s->project_by_step) {
         s->hidden.before = &s->input;
         s->hidden.continues = s->hidden.compact = hidden == shape.gates;
@@ -355,7 +369,7 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
     int turn = 0;
     NAME(make_forward_)(&s);
     if (me.rank == 0)
-        NAME(order_bias_)(&s);
+        NAME(set_bias_row_)(&s);
     fastrnn_barrier(me);
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn ^= 1) {
         steps = NAME(next_chunk_)(run, done, run->reverse);

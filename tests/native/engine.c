@@ -176,7 +176,7 @@ static void solve(problem q)
     const fastrnn_size N = offsets[T];
 
     /* Weights, then the packed copies as Weights.pack in _kernels.pyx lays them out. */
-    const void *w_ih = numbers(G * I, I), *w_hh = numbers(G * P, P), *bias = numbers(AH, 1);
+    const void *w_ih = numbers(G * I, I), *w_hh = numbers(G * P, P);
     const void *w_hr = q.projected ? numbers(P * H, H) : NULL;
     const fastrnn_size size_hh = CALL(packed_size, shape.hidden_blocks, H, P);
     char *packed_hh = panels(size_hh + (shape.has_reset ? CALL(packed_size, 1, H, H) : 0));
@@ -200,7 +200,8 @@ static void solve(problem q)
         .ldy = ldy,
         .offsets = offsets,
         .x = numbers(N * I, 1),
-        .bias = copy(bias, AH),
+        .bias_ih = one_in(4) ? NULL : numbers(G, 1),
+        .bias_hh = one_in(4) ? NULL : numbers(G, 1),
         .unit = array_if(wants_units, B * H),
         .packed_ih = pack_rows(shape.gates, H, I, w_ih, panels(CALL(packed_size, shape.gates, H, I))),
         .packed_hh = packed_hh,
