@@ -368,11 +368,14 @@ static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fas
                               fastrnn_size n, const real *w, fastrnn_size ld, real *panels,
                               fastrnn_size vector, fastrnn_size vector_end)
 {
-    for (; vector < vector_end; vector++) {
-        const fastrnn_size m = least(units - vector * LANES, LANES);
-        const real *from = w + vector * LANES;
-        real *to = panels + vector / width * panel_size(K, width) + (first * width + vector % width) * LANES;
-        for (fastrnn_size k = 0; k < n; k++)
-            *(V *)(to + k * width * LANES) = v_load(from + k * ld, m);
-    }
+    /* Some rows at a time, so that a cache line of either side is done with when it is left. */
+    enum { ROWS = 16 };
+    for (fastrnn_size row = 0; row < n; row += ROWS)
+        for (fastrnn_size v = vector; v < vector_end; v++) {
+            const fastrnn_size m = least(units - v * LANES, LANES), end = least(row + ROWS, n);
+            const real *from = w + v * LANES;
+            real *to = panels + v / width * panel_size(K, width) + (first * width + v % width) * LANES;
+            for (fastrnn_size k = row; k < end; k++)
+                *(V *)(to + k * width * LANES) = v_load(from + k * ld, m);
+        }
 }
