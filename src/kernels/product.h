@@ -235,9 +235,15 @@ static const tile_t NAME(tiles_)[][MOST_ROWS][MOST_VECTORS] = {TILES(TILE_ENTRY)
 /* How n rows are divided among tiles: evenly, unless they are columns of panels. What is one needs no
  * division: a step of a small layer is over in a few hundred cycles. */
 typedef struct {
-    fastrnn_size tiles, high; /* rows of the highest */
-    fastrnn_size most;        /* vectors of each, at most */
+    fastrnn_size tiles, low; /* rows of the lowest */
+    fastrnn_size most;       /* vectors of that one, at most */
 } tiling_t;
+
+/* Vectors of a tile of n rows, at most. */
+INLINE fastrnn_size NAME(most_vectors_)(const product_t *p, fastrnn_size n)
+{
+    return p->a_panel ? p->w.width : NAME(most_)[p->w.width - FIRST_WIDTH][n];
+}
 
 INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
 {
@@ -245,8 +251,8 @@ INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
     const unsigned char *most = NAME(most_)[which];
     const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : NAME(tallest_)[which];
     const fastrnn_size tiles = n <= MOST_ROWS && most[n] ? 1 : (n + tallest - 1) / tallest;
-    const fastrnn_size high = p->a_panel ? tallest : tiles == 1 ? n : (n + tiles - 1) / tiles;
-    return (tiling_t){tiles, high, p->a_panel ? p->w.width : most[high]};
+    const fastrnn_size low = tiles == 1 ? n : n / tiles;
+    return (tiling_t){tiles, low, NAME(most_vectors_)(p, low)};
 }
 
 /* Where neither leaves the first-level cache, all sums of a step are one group, whatever a tile takes: the cell's
@@ -268,19 +274,19 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
     const fastrnn_size before = first * p->blocks; /* vectors */
     const fastrnn_size first_panel = p->blocks == width ? first : first ? before / width : 0;
     const tiling_t tiling = NAME(tiling_)(p, row_end - row);
-    const fastrnn_size low = tiling.tiles == 1 ? tiling.high : (row_end - row) / tiling.tiles;
-    fastrnn_size higher = row_end - row - low * tiling.tiles; /* tiles with a row more */
+    fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
     for (fastrnn_size next; row < row_end; row = next, higher--) {
-        next = row + low + (higher > 0);
+        next = row + tiling.low + (higher > 0);
         if (p->a_panel) /* no tile crosses a panel of `a` */
             next = least(((row + p->a_first) / COLUMN_ROWS + 1) * COLUMN_ROWS - p->a_first, row_end);
         const tile_t *tiles_of_rows = NAME(tiles_)[width - FIRST_WIDTH][next - row - 1];
+        const fastrnn_size most = NAME(most_vectors_)(p, next - row);
         fastrnn_size panel = first_panel, place = before - panel * width;
         for (fastrnn_size j = 0, n; j < count; j += n) {
             n = count - j;
-            if (n > tiling.most) { /* tiles of equal width, but whole panels */
-                const fastrnn_size parts = (n + tiling.most - 1) / tiling.most;
-                n = least(((n + parts - 1) / parts + width - 1) / width * width, tiling.most);
+            if (n > most) { /* tiles of equal width, but whole panels */
+                const fastrnn_size parts = (n + most - 1) / most;
+                n = least(((n + parts - 1) / parts + width - 1) / width * width, most);
             }
             if (place || n < width) /* the panel's rest, at most */
                 n = least(n, width - place);
