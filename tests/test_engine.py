@@ -376,6 +376,35 @@ def test_every_way_to_call_is_the_same(rng, cell, bidirectional, B):
     assert_same(named(y, finals, None, ()), expected, "layer by layer:")
 
 
+@pytest.mark.parametrize("B", [1, 20])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_way_to_train_is_the_same(rng, cell, bidirectional, B):
+    """Exact arrays take a shorter way than others, forward and back; either backward takes the tape of either."""
+    layer = make_layer(cell, 3, 17, 2, bidirectional=bidirectional)
+    x, state = rng.standard_normal((12, B, 3)).astype("f4"), random_state(rng, layer, B)
+    y, last, short = layer.forward(x, state)
+    _, _, long = layer.forward(x.astype("f8"), state, lengths=[12] * B)
+    dy = normal(rng, y)
+    dstate = tuple(normal(rng, part) for part in last) if isinstance(last, tuple) else normal(rng, last)
+    before = dy.copy(), *(part.copy() for part in as_tuple(dstate))
+
+    def back(tape, dy):
+        grads = layer.backward(tape, dy, dstate)
+        return named(y, as_tuple(last), grads.x, as_tuple(grads.state)) | grads.parameters
+
+    expected = back(short, dy)
+    assert list(expected)[-len(layer.parameters) :] == list(layer.parameters)
+    assert_same(back(short, np.repeat(dy, 2, axis=2)[:, :, ::2]), expected, "a strided dy:")
+    assert_same(back(long, dy), expected, "a tape of the long way:")
+    assert_same(back(short, dy), expected, "again:")
+    assert not y.flags.writeable, "the tape refers to it"
+    for array, copied in zip((dy, *as_tuple(dstate)), before, strict=True):
+        np.testing.assert_array_equal(array, copied, "the caller's array")
+    with pytest.raises(ValueError, match=r"backward: dy has shape \(11, "):
+        layer.backward(short, dy[1:], dstate)
+
+
 # ---- instruction sets, and runs -------------------------------------------------------------------
 
 

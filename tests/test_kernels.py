@@ -52,6 +52,15 @@ def test_parity_with_the_reference(rng, name, dtype):
         assert_all_close(problem.run(functional), problem.run(reference), TOLERANCE[dtype], what)
 
 
+# Enough rows to project their own inputs, in more than one pass over the weights; weights of several megabytes.
+@pytest.mark.parametrize(("T", "B", "I", "H"), [(3, 37, 21, 130), (2, 150, 301, 333), (2, 33, 500, 700)])
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.usefixtures("engine")
+def test_parity_of_large_layers(rng, name, T, B, I, H):
+    problem = make(rng, name, T, B, I, H, "float64", lengths="mixed")
+    assert_all_close(problem.run(functional), problem.run(reference), 1e-10)
+
+
 @pytest.mark.parametrize("lengths", ["full", "mixed", "zeros"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", CELLS)
