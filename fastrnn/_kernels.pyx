@@ -682,7 +682,8 @@ cdef class Weights:
     Without `owner`, they are those of one call: packed when they are first used. With it, the dict of a
     layer that holds the same arrays, they live on, and what is packed is packed again when they may have
     changed. Nobody can change them who does not hold a view, and `lend` is called when one is made,
-    before it is given away (not earlier: a call meanwhile would find nobody to hold it); from then on, until the last one is gone, contents are compared with a copy at every use.
+    before it is given away (not earlier: a call meanwhile would find nobody to hold it); from then on, until
+    the last one is gone, contents are compared with a copy at every use.
     """
 
     cdef readonly int cell
@@ -843,7 +844,8 @@ cdef int bind_scratch(Run *a, Memory memory, bint single) except -1:
     """Give `a`, of which all else is known, the scratch of forward, in `memory`."""
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t item = 4 if single else 8, AH = shape.accumulators * a.H, rows
-    cdef size_t sums = 0, bias = 0 if fused else AH * item, unit = a.B * a.H * item if a.projected or shape.has_reset else 0
+    cdef size_t sums = 0, bias = 0 if fused else AH * item
+    cdef size_t unit = a.B * a.H * item if a.projected or shape.has_reset else 0
     cdef char *start
     a.chunk = max(a.B, FORWARD_ROWS, FORWARD_BYTES // (AH * item))
     rows = min(a.chunk, a.offsets[a.T])

@@ -63,6 +63,9 @@ typedef struct product_t {
      * column[v]; of the units of vector u, that and u*stride. In a plain matrix v*LANES, and LANES. */
     fastrnn_size stride, column[MOST_COLUMNS];
     int sums;    /* `to` has room for whole vectors, whatever `units` is; else there is one block */
+    /* Rows from first_row on share a pass; meanwhile the next panel, up or down, is fetched into the second-level
+     * cache, a part with each tile. */
+    fastrnn_size first_row, rows, ahead; /* 1, -1, or 0: nothing is fetched */
     int compact; /* `to` is used again for every group of units, so that it never leaves the first-level cache */
 } product_t;
 
@@ -135,6 +138,13 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
         const real *a =
             part->a + (part->a_panel ? from_a / LANES * part->a_panel + from_a % LANES : row * a_row);
         const real *w = part->w.at + panel * next + (part->first_k * width + place) * LANES;
+        const char *fetch = (const char *)w;
+        fastrnn_size fetch_step = 0;
+        if (R >= 4 && Q == width && p->ahead) {
+            const fastrnn_size bytes = width * VECTOR_BYTES; /* for each k */
+            fetch += p->ahead * next * (fastrnn_size)sizeof(real) + (row - p->first_row) * bytes * part->K / p->rows;
+            fetch_step = (R * bytes + p->rows - 1) / p->rows;
+        }
 #define W_VECTOR(j) (*(const V *)(w + (j) / width * next + (j) % width * LANES))
         /* The shorter side of the outer product stays in registers while the longer one passes through one. */
         for (fastrnn_size k = part->K; k > 0; k--) {
@@ -153,6 +163,10 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
                     const V a_r = v_set(a[r * a_row]);
                     UNROLL for (int j = 0; j < Q; j++) sum[r * Q + j] = v_fma(a_r, side[j], sum[r * Q + j]);
                 }
+            }
+            if (R >= 4 && Q == width) { /* the loop has room for it, and none for a branch */
+                __builtin_prefetch(fetch, 0, 2);
+                fetch += fetch_step;
             }
             a += a_k;
             w += width * LANES;
@@ -266,6 +280,9 @@ INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
 #define PASS_BYTES (256 * 1024)
 #define PASS_WEIGHTS (4096 * 1024)
 
+/* Weights that do not stay in the second-level cache from one step to the next. */
+#define FAR_WEIGHTS (512 * 1024)
+
 /* All tiles of rows [row, row_end) by vectors of units [first, last). */
 INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
                          fastrnn_size last)
@@ -294,6 +311,25 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
                                  (int)(j ? j % p->blocks : 0));
             for (place += n; place >= width; place -= width)
                 panel++;
+        }
+    }
+}
+
+/* The same, of so many rows that no tile has more than one panel: panel by panel, so that the next can be fetched. */
+INLINE void NAME(cover_panels_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
+                                fastrnn_size last)
+{
+    const fastrnn_size from = first * p->blocks, to = last * p->blocks, width = p->w.width; /* vectors */
+    const tiling_t tiling = NAME(tiling_)(p, row_end - row);
+    const fastrnn_size first_panel = from / width, panels = (to - 1) / width + 1 - first_panel;
+    for (fastrnn_size turn = 0; turn < panels; turn++) {
+        const fastrnn_size panel = first_panel + (p->downward ? panels - 1 - turn : turn);
+        const fastrnn_size vector = greatest(panel * width, from), end = least((panel + 1) * width, to);
+        fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
+        for (fastrnn_size at = row, high; at < row_end; at += high, higher--) {
+            high = tiling.low + (higher > 0);
+            NAME(tiles_)[width - FIRST_WIDTH][high - 1][end - vector - 1](
+                p, at, panel, vector - panel * width, vector / p->blocks, (int)(vector % p->blocks));
         }
     }
 }
@@ -327,6 +363,9 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
             const fastrnn_size most_grains = most / (grain * p->blocks);
             groups = most_grains <= 1 ? grains : (grains - 1) / most_grains + 1;
         }
+        p->ahead = 0;
+        if (most == p->w.width && !p->a_panel && vectors * p->blocks * depth * VECTOR_BYTES > FAR_WEIGHTS)
+            p->ahead = p->downward ? -1 : 1, p->first_row = top, p->rows = n;
         if (p->compact)
             p->ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
         for (fastrnn_size turn = 0; turn < groups; turn++) {
@@ -343,7 +382,10 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
                 if (!p->continues)
                     NAME(cover_)(p->before, top, bottom, first, last);
             }
-            NAME(cover_)(p, top, bottom, first, last);
+            if (p->ahead)
+                NAME(cover_panels_)(p, top, bottom, first, last);
+            else
+                NAME(cover_)(p, top, bottom, first, last);
             if (epilogue)
                 epilogue(context, top, n, first * LANES, least(last * LANES, p->units), p->to, p->ld_to);
         }

@@ -162,6 +162,7 @@ static void NAME(apply_forward_)(const void *context, fastrnn_size row, fastrnn_
     const sums_t sums = {to + row * ld, ld, LANES, s->shape.accumulators};
     real *h = run->projected ? (real *)run->unit + row * H : (real *)run->y + at * ldh;
     real *c = run->c ? (real *)run->c + row * H : 0, *kept = run->c_kept ? (real *)run->c_kept + at * H : 0;
+    /* What is kept may be y, which is written anyway. */
     real *gates = run->gates && run->gates != run->y ? (real *)run->gates + at * s->AH : 0;
     cells[run->cell].forward(n, H, unit, end, &sums, gates, s->h_prev + row * s->ld_prev, s->ld_prev, h, ldh, c,
                              kept);
@@ -218,7 +219,8 @@ static void NAME(make_forward_)(step_t *s)
         .ld_to = s->width,
         .sums = 1,
     };
-    NAME(set_columns_)(&s->input, stride, (shape.gates > shape.input_blocks ? shape.accumulators : shape.gates) * LANES - LANES);
+    /* A block feeds the accumulator of its number, and the last block the last, which may be one further on. */
+    NAME(set_columns_)(&s->input, stride, (shape.accumulators - 1) * LANES);
     /* sums += h W_hh^T */
     s->hidden = (product_t){
         .K = P,
@@ -418,7 +420,7 @@ static void NAME(apply_backward_)(const step_t *s)
     const run_t *run = s->run;
     const fastrnn_size H = run->H, unit = s->units.from * LANES, end = least(s->units.to * LANES, H);
     const fastrnn_size to = least(s->rows.to, s->n);
-    for (fastrnn_size row = s->rows.from, next; row < to; row += next) { /* rows that have a step before, then the others */
+    for (fastrnn_size row = s->rows.from, next; row < to; row += next) { /* those with a step before, the others */
         const int has_before = row < s->old;
         const fastrnn_size at = s->first + row, ld_prev = has_before ? run->ldy : run->P;
         const real *h_prev = (has_before ? s->h_old : s->h_new) + row * ld_prev, *c = 0, *c_prev = 0;

@@ -64,6 +64,7 @@
 #undef TILE_ENTRY
 #undef PASS_BYTES
 #undef PASS_WEIGHTS
+#undef FAR_WEIGHTS
 #undef SMALL_SUMS
 #undef SMALL_WEIGHTS
 #undef run_t
