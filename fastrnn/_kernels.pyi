@@ -55,7 +55,13 @@ def keep(
     weights: Weights, reverse: bool, offsets: Array, x: Array, h: Array, c: Array | None, y: Array
 ) -> Kept: ...
 def back(
-    kept: Kept, dy: Array | None, dh: Array, dc: Array | None, dx: Array | None, *, accumulate_dx: bool = False
+    kept: Kept,
+    dy: Array | None,
+    dh: Array,
+    dc: Array | None,
+    dx: Array | None,
+    *,
+    accumulate_dx: bool = False,
 ) -> tuple[Array | None, ...]: ...
 
 class Stack:

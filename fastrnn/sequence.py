@@ -39,9 +39,7 @@ CELLS = {
 class Packing:
     """How a padded batch (T, B, ...) maps to packed rows (N, ...)."""
 
-    def __init__(
-        self, T: int, B: int, lengths: Array | None = None, *, offsets: Array | None = None
-    ) -> None:
+    def __init__(self, T: int, B: int, lengths: Array | None = None, *, offsets: Array | None = None) -> None:
         self.T, self.B = T, B
         self.order: Array | None = None
         self._index: Array | None = None
