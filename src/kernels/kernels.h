@@ -69,7 +69,7 @@ typedef struct {
     void *c;               /* (B, H)       live; in backward: the initial state, only read */
     void *y;               /* (N, ldy)     forward: out; backward: as forward left it */
     void *sums;            /*              scratch of forward: of the size that sums_size gives; (chunk, AH) for
-                            *              BLAS products, where it may be `gates` */
+                            *              BLAS products, which need none where `gates` are kept */
     void *gates;           /* (N, AH)      kept for backward, or NULL; may be y where A is 1 */
     void *c_kept;          /* (N, H)       kept for backward, or NULL */
     void *bias;            /* (AH,)        backward: their gradient by accumulator, added to; in forward, scratch
