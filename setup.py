@@ -47,7 +47,7 @@ libraries = [
 ]
 extension = Extension(
     "fastrnn._kernels",
-    sources=["fastrnn/_kernels.pyx", KERNELS + "dispatch.c", KERNELS + "threads.c"],
+    sources=["fastrnn/_kernels.pyx", *(KERNELS + part for part in ("dispatch.c", "memory.c", "threads.c"))],
     depends=HEADERS,
     include_dirs=[KERNELS, numpy.get_include()],
     define_macros=[*MACROS, ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],

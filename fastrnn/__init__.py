@@ -5,7 +5,7 @@
     text        text (tokenizers), generate, iter_generate
     functional  one layer, one direction, over plain arrays; reference: the same in NumPy
     diagnostics gradient_flow: what vanishes and what explodes
-    settings    set_num_threads, get_num_threads, show_config
+    settings    set_num_threads, get_num_threads, release_memory, show_config
 
 Shape letters in all documentation: T time steps, B batch rows, I input size, H hidden size,
 P projection size, L layers, D directions, G gate rows (H, 3H or 4H).
@@ -26,7 +26,7 @@ from . import functional
 from .base import Gradients
 from .layers import Dense, Dropout, Embedding, LastStep
 from .recurrent import GRU, LSTM, RNN
-from .settings import get_num_threads, set_num_threads, show_config
+from .settings import get_num_threads, release_memory, set_num_threads, show_config
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ __all__ = [
     "optimizers",
     "pad_sequences",
     "reference",
+    "release_memory",
     "schedules",
     "set_num_threads",
     "show_config",

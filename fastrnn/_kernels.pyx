@@ -15,7 +15,6 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject
 from cython cimport floating as real
 from libc.stdint cimport uint64_t, uintptr_t
-from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
@@ -27,28 +26,29 @@ cnp.import_array()
 cdef extern from *:
     """
     #undef I  /* <complex.h>, by way of NumPy's headers; here I is the input size */
-
-    #include <stdlib.h>
-    #if defined(__linux__)
-    #include <sys/mman.h>
-    #endif
-    /* Memory that begins at a cache line; much of it in huge pages, where the system has them: a matrix that is
-     * read at every step wants fewer translations, and one place in the second-level cache for each line. */
-    static void *fastrnn_allocate(size_t size)
-    {
-        const size_t huge = (size_t)2 << 20, line = 64, unit = size < huge / 2 ? line : huge;
-        void *start = NULL;
-        if (size > SIZE_MAX - unit || posix_memalign(&start, unit, (size + unit - 1) / unit * unit))
-            return NULL;
-    #if defined(MADV_HUGEPAGE)
-        if (unit == huge)
-            (void)madvise(start, (size + unit - 1) / unit * unit, MADV_HUGEPAGE);
-    #endif
-        return start;
-    }
     """
-    void *fastrnn_allocate(size_t)
     Py_ssize_t Py_REFCNT(PyObject *)
+
+cdef extern from "memory.h" nogil:
+    enum:
+        FASTRNN_LARGE_BLOCK
+    ctypedef struct Block "fastrnn_block":
+        void *start
+        size_t size
+    Block fastrnn_take_block(size_t)
+    void fastrnn_give_block(Block)
+    size_t fastrnn_spare_bytes()
+    size_t fastrnn_release_memory()
+
+cdef extern from "threads.h" nogil:
+    enum:
+        FASTRNN_MOST_THREADS
+        FASTRNN_FORKED
+    ctypedef struct Poll "fastrnn_poll":
+        int (*ask)(void *) except -1 nogil
+        void *context
+    uint64_t fastrnn_flush_denormals()
+    void fastrnn_restore_mode(uint64_t)
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -106,9 +106,7 @@ cdef extern from "kernels.h" nogil:
         void *panels_x
         void *panels_units
         int threads
-        int stop[2]
-        int (*poll)(void *) except -1 nogil
-        void *poll_context
+        Poll poll
     ctypedef struct fastrnn_sums_f32:
         float *at
         Py_ssize_t row, block, unit
@@ -143,8 +141,8 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
         void (*pack_columns)(Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
-        void (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t,
-                         const float *, float *, int) noexcept nogil
+        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t,
+                        const float *, float *, int, const Poll *) except -1 nogil
         Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
         int (*run_forward)(Run *) except -1 nogil
         int (*run_backward)(Run *) except -1 nogil
@@ -156,8 +154,8 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
         void (*pack_columns)(Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
-        void (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t,
-                         const double *, double *, int) noexcept nogil
+        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t,
+                        const double *, double *, int, const Poll *) except -1 nogil
         Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
         int (*run_forward)(Run *) except -1 nogil
         int (*run_backward)(Run *) except -1 nogil
@@ -168,8 +166,6 @@ cdef extern from "kernels.h" nogil:
         const fastrnn_table_f64 *f64
     const fastrnn_cell_shape fastrnn_cell_shapes[]
     int fastrnn_available_isas(const fastrnn_isa **)
-    uint64_t fastrnn_flush_denormals()
-    void fastrnn_restore_mode(uint64_t)
     double fastrnn_seconds()
 
 
@@ -180,6 +176,7 @@ cdef int isa_count = fastrnn_available_isas(available_isas)
 cdef const fastrnn_isa *isa = available_isas[isa_count - 1]  # of the elementwise kernels, and of the engine
 cdef bint fused = isa.f32.run_forward != NULL  # products by the engine, not by BLAS
 cdef int most_threads = 1
+MOST_THREADS = FASTRNN_MOST_THREADS  # of one call
 
 
 def engines():
@@ -230,14 +227,53 @@ def cell_shapes():
     return [dict(fastrnn_cell_shapes[k], name=fastrnn_cell_shapes[k].name.decode()) for k in range(FASTRNN_CELLS)]
 
 
+# --- Ctrl-C -------------------------------------------------------------------------------------------
+
+cdef struct Watch:
+    double last      # when signals were looked for
+    uint64_t mode    # the caller's floating-point mode
+
+
+cdef inline int look_for_signals(Watch *watch) except -1 nogil:
+    """Ten times a second a long call takes the GIL to see whether Ctrl-C waits; it raises then."""
+    cdef double now = fastrnn_seconds()
+    if now - watch.last < 0.1:
+        return 0
+    watch.last = now
+    with gil:
+        fastrnn_restore_mode(watch.mode)
+        PyErr_CheckSignals()
+        fastrnn_flush_denormals()
+    return 0
+
+
+cdef int ask_for_signals(void *watch) except -1 nogil:
+    """The engine's poll: -1, with the exception set, once Ctrl-C waits."""
+    return look_for_signals(<Watch *>watch)
+
+
+cdef int check_end(int end) except -1 nogil:
+    """What a call of the engine returned, if it is not an exception: 0, or that the process forked meanwhile."""
+    if end:
+        with gil:
+            raise RuntimeError("the process forked in the middle of a call of fastrnn: the child cannot finish it")
+    return 0
+
+
 # --- BLAS, row-major ----------------------------------------------------------------------------------
 # BLAS is column-major: a row-major matrix is its own transpose there, so operands swap places.
 # A few rows go to gemv one by one: gemm packs the whole weight matrix first. Measured with OpenBLAS 0.3.30,
 # N = 4H, H = 128 to 512: gemv keeps to 40 GFLOP/s; gemm has 5, 20, 34, 53, 72 at 1, 4, 8, 16, 32 rows.
 # So the bits of a product depend on how many rows it has; only that of a call as a whole is repeated.
+# A product of very many rows is done some at a time, so that Ctrl-C need not wait for all of it.
 
 cdef enum:
     GEMV_ROWS = 8
+    PIECE_FLOPS = 1 << 30  # some hundredths of a second
+
+
+cdef inline Py_ssize_t rows_of_piece(Py_ssize_t N, Py_ssize_t K) noexcept nogil:
+    return max(512, <Py_ssize_t>(PIECE_FLOPS / (2.0 * N * K)))
 
 
 cdef inline void gemv(char *trans, int m, int n, const real *a, int lda, const real *x, real beta,
@@ -261,32 +297,56 @@ cdef inline void gemm(char *trans_a, char *trans_b, int m, int n, int k, const r
         dgemm(trans_a, trans_b, &m, &n, &k, &alpha, <real *>a, &lda, <real *>b, &ldb, &beta, c, &ldc)
 
 
-cdef inline void gemm_nt(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
-                         const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) noexcept nogil:
+cdef inline int gemm_nt(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
+                        const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) except -1 nogil:
     """c (M, N) = a (M, K) b (N, K)^T + beta c"""
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, rows, most
     if M <= GEMV_ROWS:
         for row in range(M):
             gemv("T", <int>K, <int>N, b, <int>ldb, a + row * lda, beta, c + row * ldc)
-    else:
-        gemm("T", "N", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, beta, c, <int>ldc)
+        return 0
+    row, most = 0, rows_of_piece(N, K)
+    while row < M:
+        rows = min(M - row, most)
+        gemm("T", "N", <int>N, <int>rows, <int>K, b, <int>ldb, a + row * lda, <int>lda, beta, c + row * ldc,
+             <int>ldc)
+        row += rows
+        if row < M:
+            look_for_signals(watch)
+    return 0
 
 
-cdef inline void gemm_nn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
-                         const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) noexcept nogil:
+cdef inline int gemm_nn(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
+                        const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) except -1 nogil:
     """c (M, N) = a (M, K) b (K, N) + beta c"""
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, rows, most
     if M <= GEMV_ROWS:
         for row in range(M):
             gemv("N", <int>N, <int>K, b, <int>ldb, a + row * lda, beta, c + row * ldc)
-    else:
-        gemm("N", "N", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, beta, c, <int>ldc)
+        return 0
+    row, most = 0, rows_of_piece(N, K)
+    while row < M:
+        rows = min(M - row, most)
+        gemm("N", "N", <int>N, <int>rows, <int>K, b, <int>ldb, a + row * lda, <int>lda, beta, c + row * ldc,
+             <int>ldc)
+        row += rows
+        if row < M:
+            look_for_signals(watch)
+    return 0
 
 
-cdef inline void gemm_tn(Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
-                         const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) noexcept nogil:
+cdef inline int gemm_tn(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
+                        const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) except -1 nogil:
     """c (M, N) = a (K, M)^T b (K, N) + beta c"""
-    gemm("N", "T", <int>N, <int>M, <int>K, b, <int>ldb, a, <int>lda, beta, c, <int>ldc)
+    cdef Py_ssize_t k = 0, rows, most = rows_of_piece(M, N)
+    while k < K:
+        rows = min(K - k, most)
+        gemm("N", "T", <int>N, <int>M, <int>rows, b + k * ldb, <int>ldb, a + k * lda, <int>lda, beta, c, <int>ldc)
+        beta = 1
+        k += rows
+        if k < K:
+            look_for_signals(watch)
+    return 0
 
 
 # --- one layer, one direction, by BLAS ----------------------------------------------------------------
@@ -303,19 +363,6 @@ cdef inline Py_ssize_t next_chunk(const Run *a, Py_ssize_t done, bint from_end) 
         while done + steps < a.T and offsets[done + steps + 1] - offsets[done] <= a.chunk:
             steps += 1
     return steps
-
-
-cdef inline int look_for_signals(double *last, uint64_t mode) except -1 nogil:
-    """Ten times a second a long call takes the GIL to see whether Ctrl-C waits; it raises then."""
-    cdef double now = fastrnn_seconds()
-    if now - last[0] < 0.1:
-        return 0
-    last[0] = now
-    with gil:
-        fastrnn_restore_mode(mode)
-        PyErr_CheckSignals()
-        fastrnn_flush_denormals()
-    return 0
 
 
 cdef inline void combine_bias(real *_, const Run *a) noexcept nogil:
@@ -335,24 +382,24 @@ cdef inline void combine_bias(real *_, const Run *a) noexcept nogil:
             bias[k] += b_hh[k]
 
 
-cdef void project_input(real *_, const Run *a, Py_ssize_t rows, const real *x, real *gates) noexcept nogil:
+cdef int project_input(real *_, const Run *a, Watch *watch, Py_ssize_t rows, const real *x,
+                       real *gates) except -1 nogil:
     """gates (rows, AH) = bias + x W_ih^T, each block to its accumulator."""
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t H = a.H, AH = shape.accumulators * H, direct = shape.input_blocks * H, row
     cdef const real *w = <const real *>a.weight_ih
     for row in range(rows):
         memcpy(gates + row * AH, a.bias, AH * sizeof(real))
-    gemm_nt(rows, direct, a.I, x, a.I, w, a.I, <real>1, gates, AH)
+    gemm_nt(watch, rows, direct, a.I, x, a.I, w, a.I, <real>1, gates, AH)
     if shape.gates > shape.input_blocks:
-        gemm_nt(rows, H, a.I, x, a.I, w + direct * a.I, a.I, <real>1, gates + AH - H, AH)
+        gemm_nt(watch, rows, H, a.I, x, a.I, w + direct * a.I, a.I, <real>1, gates + AH - H, AH)
 
 
-cdef int forward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
+cdef int forward_run(real *tag, const Run *a, Watch *watch) except -1 nogil:
     """y, h_n, c_n of one layer and direction; fills `gates` and `c_kept` if they are kept.
 
     What is kept as gates are sums until the cell has run, so they need no scratch.
     """
-    cdef double last = fastrnn_seconds()
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
     cdef Py_ssize_t done = 0, steps, step, t, first, n, row
@@ -374,7 +421,7 @@ cdef int forward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
         t = a.T - done - steps if a.reverse else done
         first = a.offsets[t]
         sums = <real *>a.sums if a.gates == NULL else <real *>a.gates + first * AH
-        project_input(tag, a, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, sums)
+        project_input(tag, a, watch, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, sums)
         for step in range(steps):
             t = a.T - done - step - 1 if a.reverse else done + step
             n = a.offsets[t + 1] - a.offsets[t]
@@ -382,18 +429,18 @@ cdef int forward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
             gates = NULL if a.gates == NULL else step_sums.at
             y = <real *>a.y + a.offsets[t] * a.ldy
             kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
-            gemm_nt(n, direct, P, h, P, w_hh, P, <real>1, step_sums.at, AH)
+            gemm_nt(watch, n, direct, P, h, P, w_hh, P, <real>1, step_sums.at, AH)
             if shape.has_reset:
                 cell.reset_forward(n, H, 0, H, &step_sums, h, H, unit)
-                gemm_nt(n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums.at + direct, AH)
+                gemm_nt(watch, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums.at + direct, AH)
             if a.projected:
                 cell.forward(n, H, 0, H, &step_sums, gates, NULL, 0, unit, H, <real *>a.c, kept)
-                gemm_nt(n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
+                gemm_nt(watch, n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
             else:
                 cell.forward(n, H, 0, H, &step_sums, gates, h, H, h, H, <real *>a.c, kept)
             for row in range(n):
                 memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
-            look_for_signals(&last, mode)
+            look_for_signals(watch)
         done += steps
     return 0
 
@@ -410,7 +457,7 @@ cdef void rows_before(real *out, const real *kept, Py_ssize_t ld, const real *in
     memcpy(out + m * width, initial + m * width, (n - m) * width * sizeof(real))
 
 
-cdef void backward_step(real *tag, const Run *a, Py_ssize_t t, Py_ssize_t at) noexcept nogil:
+cdef int backward_step(real *tag, const Run *a, Watch *watch, Py_ssize_t t, Py_ssize_t at) except -1 nogil:
     """dgates of step t, to row `at` of the chunk's scratch, and dh, dc of the step before it."""
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
@@ -440,17 +487,17 @@ cdef void backward_step(real *tag, const Run *a, Py_ssize_t t, Py_ssize_t at) no
             dy = NULL
         memcpy(<real *>a.dh_kept + at * P, dh, n * P * sizeof(real))
         dh_cell = <real *>a.dunit
-        gemm_nn(n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
+        gemm_nn(watch, n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
     cell.backward(n, H, 0, H, gates, h_prev, P, c, <const real *>a.c_prev, dy, a.lddy, dgates, dh_cell,
                   <real *>a.dc, units)
     if shape.has_reset:
-        gemm_nn(n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
+        gemm_nn(watch, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
         cell.reset_backward(n, H, 0, H, gates, h_prev, H, units, dgates, dh)
-    gemm_nn(n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
+    gemm_nn(watch, n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
 
 
-cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_t rows,
-                            bint first_chunk) noexcept nogil:
+cdef int backward_products(real *tag, const Run *a, Watch *watch, Py_ssize_t first, Py_ssize_t rows,
+                           bint first_chunk) except -1 nogil:
     """What a chunk of `rows` packed rows adds to the gradients of the parameters, and its dx."""
     cdef real before = <real>0 if first_chunk else <real>1
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
@@ -462,97 +509,70 @@ cdef void backward_products(real *tag, const Run *a, Py_ssize_t first, Py_ssize_
     cdef real *dw_ih = <real *>a.dweight_ih
     cdef real *dw_hh = <real *>a.dweight_hh
     cdef real *dx
-    gemm_tn(direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, before, dw_hh, P)
-    gemm_tn(direct_x, I, rows, dgates, AH, x, I, before, dw_ih, I)
+    gemm_tn(watch, direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, before, dw_hh, P)
+    gemm_tn(watch, direct_x, I, rows, dgates, AH, x, I, before, dw_ih, I)
     if shape.gates > shape.input_blocks:
-        gemm_tn(H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
+        gemm_tn(watch, H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
     if shape.has_reset:
-        gemm_tn(H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, before, dw_hh + direct_h * H, H)
+        gemm_tn(watch, H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, before, dw_hh + direct_h * H, H)
     if a.projected:
-        gemm_tn(P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
+        gemm_tn(watch, P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
     if real is float:
         isa.f32.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
     else:
         isa.f64.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
     if a.dx != NULL:
         dx = <real *>a.dx + first * I
-        gemm_nn(rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
+        gemm_nn(watch, rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
         if shape.gates > shape.input_blocks:
-            gemm_nn(rows, I, H, dgates + AH - H, AH, w_ih + direct_x * I, I, <real>1, dx, I)
+            gemm_nn(watch, rows, I, H, dgates + AH - H, AH, w_ih + direct_x * I, I, <real>1, dx, I)
 
 
-cdef int backward_run(real *tag, const Run *a, uint64_t mode) except -1 nogil:
+cdef int backward_run(real *tag, const Run *a, Watch *watch) except -1 nogil:
     """BPTT of one layer and direction: against the order of forward_run, chunk by chunk."""
-    cdef double last = fastrnn_seconds()
     cdef Py_ssize_t done = 0, steps, step, t, first
     while done < a.T:
         steps = next_chunk(a, done, not a.reverse)
         first = a.offsets[done if a.reverse else a.T - done - steps]
         for step in range(steps):
             t = done + step if a.reverse else a.T - done - step - 1
-            backward_step(tag, a, t, a.offsets[t] - first)
-            look_for_signals(&last, mode)
+            backward_step(tag, a, watch, t, a.offsets[t] - first)
+            look_for_signals(watch)
         t = done if a.reverse else a.T - done - steps
-        backward_products(tag, a, first, a.offsets[t + steps] - first, done == 0)
+        backward_products(tag, a, watch, first, a.offsets[t + steps] - first, done == 0)
         done += steps
     return 0
 
 
 # --- either way ---------------------------------------------------------------------------------------
 
-cdef struct Watch:
-    double last      # when signals were looked for
-    uint64_t mode    # the caller's floating-point mode
-
-
-cdef int look_now_and_then(void *context) except -1 nogil:
-    """`fastrnn_run.poll`: -1, with the exception set, once Ctrl-C waits."""
-    cdef Watch *watch = <Watch *>context
-    look_for_signals(&watch.last, watch.mode)
-    return 0
-
-
 cdef int run_forward(Run *a, bint single) except -1 nogil:
-    cdef Watch watch
-    watch.mode = fastrnn_flush_denormals()
-    watch.last = fastrnn_seconds()
-    a.poll, a.poll_context = look_now_and_then, &watch
-    a.stop[0] = a.stop[1] = 0
+    cdef Watch watch = Watch(fastrnn_seconds(), fastrnn_flush_denormals())
+    a.poll.ask, a.poll.context = ask_for_signals, &watch
     try:
-        if single:
-            if fused:
-                isa.f32.run_forward(a)
-            else:
-                combine_bias(<float *>NULL, a)
-                forward_run(<float *>NULL, a, watch.mode)
+        if fused:
+            check_end(isa.f32.run_forward(a) if single else isa.f64.run_forward(a))
+        elif single:
+            combine_bias(<float *>NULL, a)
+            forward_run(<float *>NULL, a, &watch)
         else:
-            if fused:
-                isa.f64.run_forward(a)
-            else:
-                combine_bias(<double *>NULL, a)
-                forward_run(<double *>NULL, a, watch.mode)
+            combine_bias(<double *>NULL, a)
+            forward_run(<double *>NULL, a, &watch)
     finally:
         fastrnn_restore_mode(watch.mode)
     return 0
 
 
 cdef int run_backward(Run *a, bint single) except -1 nogil:
-    cdef Watch watch
-    watch.mode = fastrnn_flush_denormals()
-    watch.last = fastrnn_seconds()
-    a.poll, a.poll_context = look_now_and_then, &watch
-    a.stop[0] = a.stop[1] = 0
+    cdef Watch watch = Watch(fastrnn_seconds(), fastrnn_flush_denormals())
+    a.poll.ask, a.poll.context = ask_for_signals, &watch
     try:
-        if single:
-            if fused:
-                isa.f32.run_backward(a)
-            else:
-                backward_run(<float *>NULL, a, watch.mode)
+        if fused:
+            check_end(isa.f32.run_backward(a) if single else isa.f64.run_backward(a))
+        elif single:
+            backward_run(<float *>NULL, a, &watch)
         else:
-            if fused:
-                isa.f64.run_backward(a)
-            else:
-                backward_run(<double *>NULL, a, watch.mode)
+            backward_run(<double *>NULL, a, &watch)
     finally:
         fastrnn_restore_mode(watch.mode)
     return 0
@@ -562,60 +582,6 @@ cdef int run_backward(Run *a, bint single) except -1 nogil:
 
 cdef inline void *data(object array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
-
-
-# Blocks that nobody uses, the latest last. A training step wants the same dozen arrays as the one before; from the
-# system each page of them would cost a fault, which together can be half of a small step's time.
-cdef enum:
-    SPARE_BLOCKS = 32
-    SPARE_BYTES = 1 << 26
-    LARGE_ARRAY = 1 << 15  # bytes; of less, the C library takes care
-
-cdef struct Block:
-    void *start
-    size_t size
-
-cdef Block spare[SPARE_BLOCKS]
-cdef int spare_count = 0
-cdef size_t spare_bytes = 0
-
-
-cdef Block take_block(size_t size):
-    """The spare block that fits best, or a new one; its start is NULL if there is no memory."""
-    global spare_count, spare_bytes
-    cdef int k, best = -1
-    cdef Block block
-    for k in range(spare_count):
-        if size <= spare[k].size <= size + size // 4 and (best < 0 or spare[k].size < spare[best].size):
-            best = k
-    if best < 0:
-        block.start, block.size = fastrnn_allocate(size), size
-        return block
-    block = spare[best]
-    drop_spare(best)
-    return block
-
-
-cdef void give_block(Block block):
-    global spare_count, spare_bytes
-    if block.size < LARGE_ARRAY or block.size > SPARE_BYTES:
-        free(block.start)
-        return
-    while spare_count == SPARE_BLOCKS or spare_bytes + block.size > SPARE_BYTES:
-        free(spare[0].start)
-        drop_spare(0)
-    spare[spare_count] = block
-    spare_count += 1
-    spare_bytes += block.size
-
-
-cdef void drop_spare(int which):
-    global spare_count, spare_bytes
-    cdef int k
-    spare_bytes -= spare[which].size
-    spare_count -= 1
-    for k in range(which, spare_count):
-        spare[k] = spare[k + 1]
 
 
 cdef class Memory:
@@ -629,22 +595,21 @@ cdef class Memory:
     cdef void release(self):
         if self.block.start != NULL:
             PyTraceMalloc_Untrack(TRACE_DOMAIN, <uintptr_t>self.block.start)
-        give_block(self.block)
+        fastrnn_give_block(self.block)
         self.block.start, self.block.size = NULL, 0
 
     cdef void *reserve(self, size_t size) except NULL:
         if self.block.start == NULL or size > self.block.size:
             self.release()
-            self.block = take_block(size if size else 1)
+            self.block = fastrnn_take_block(size if size else 1)
             if self.block.start == NULL:
-                self.block.size = 0
                 raise MemoryError(f"{size} bytes for the arrays of a layer")
             PyTraceMalloc_Track(TRACE_DOMAIN, <uintptr_t>self.block.start, self.block.size)
         return self.block.start
 
 
 cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
-    """As numpy.empty; a large one is of memory that is used again."""
+    """As numpy.empty, from the cache of freed blocks where the array is large."""
     cdef size_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
     cdef Memory memory
     cdef int k, j
@@ -652,7 +617,7 @@ cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
         if shape[k] and size > <size_t>(PY_SSIZE_T_MAX // shape[k]):
             raise MemoryError(f"an array of shape {tuple([shape[j] for j in range(ndim)])}")
         size *= shape[k]
-    if size < LARGE_ARRAY:
+    if size < FASTRNN_LARGE_BLOCK:
         return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
     memory = Memory()
     array = cnp.PyArray_SimpleNewFromData(ndim, shape, typenum, memory.reserve(size))
@@ -661,12 +626,17 @@ cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
 
 
 def spare_memory():
-    """Bytes that are kept for later arrays, 64 MiB at most."""
-    return spare_bytes
+    """Bytes of freed arrays that are kept for later ones, 64 MiB at most."""
+    return fastrnn_spare_bytes()
+
+
+def release_memory():
+    """Give the memory of freed arrays back to the system; how many bytes that were."""
+    return fastrnn_release_memory()
 
 
 def empty(tuple shape, dtype):
-    """numpy.empty of float32 or float64, of memory that is used again."""
+    """As numpy.empty of float32 or float64, from the cache of freed blocks where the array is large."""
     cdef cnp.npy_intp sizes[3]
     cdef int k
     for k in range(len(shape)):
@@ -696,9 +666,11 @@ cdef class Weights:
     cdef Memory rows, columns, copy
 
     def __init__(self, int cell, weight_ih, weight_hh, bias_ih=None, bias_hh=None, weight_hr=None, *, owner=None):
+        arrays = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+        if owner is None:  # what the caller does to the shape or dtype of an array shall not reach this object
+            arrays = tuple([None if array is None else array.view() for array in arrays])
         self.cell, self.owner = cell, owner
-        self.weight_ih, self.weight_hh, self.weight_hr = weight_ih, weight_hh, weight_hr
-        self.bias_ih, self.bias_hh = bias_ih, bias_hh
+        self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr = arrays
         self.rows, self.columns, self.copy = Memory(), Memory(), Memory()
 
     @property
@@ -884,8 +856,10 @@ cdef int run_direction(Weights weights, bint reverse, offsets, x, h, c, y, gates
 
 
 cdef class Kept:
-    """What BPTT needs of one layer and direction. Its own arrays are h, c, gates and c_kept; the rest are references.
+    """What BPTT needs of one layer and direction. Its own arrays are h, c, gates and c_kept.
 
+    x and y are views of the caller's memory, of which nobody else holds the array object: what the caller does to the
+    shape or dtype of an array does not reach them.
     offsets (T+1,), x (N, I), h (B, P) and c (B, H) or None: the initial state; y (N, P) may be columns of a
     wider array; gates (N, A*H), or y where that is all that the cell keeps; c_kept (N, H) or None. N rows may
     have an axis for each of T and B.
@@ -900,11 +874,12 @@ cdef class Kept:
         cdef cnp.npy_intp sizes[2]
         cdef int typenum = cnp.PyArray_TYPE(x)
         cdef Py_ssize_t H = cnp.PyArray_DIM(weights.weight_ih, 0) // shape.gates
-        self.weights, self.reverse, self.offsets, self.x, self.y = weights, reverse, offsets, x, y
+        self.weights, self.reverse, self.offsets = weights, reverse, offsets
+        self.x, self.y = x.view(), y.view()
         self.h, self.c = h.copy(), None if c is None else c.copy()
         sizes[0] = (<Py_ssize_t *>data(offsets))[cnp.PyArray_DIM(offsets, 0) - 1]
         if shape.accumulators == 1 and cnp.PyArray_IS_C_CONTIGUOUS(y):
-            self.gates = y
+            self.gates = self.y
         else:
             sizes[1] = shape.accumulators * H
             self.gates = new_array(2, sizes, typenum)
@@ -1189,26 +1164,60 @@ cdef class Stack:
         return state
 
 
+cdef class Turn:
+    """Held by the one thread that may change an object at a time; a second one gets a RuntimeError and does not wait.
+
+    Waiting would not help: an object such as a stream has one sequence of calls, and means nothing to two threads that
+    take turns. A signal handler that comes back to the object is a second one, too. The class is compiled so that no
+    signal handler can run between taking the turn and the body of the `with` statement.
+    """
+
+    cdef str what
+    cdef bint taken
+
+    def __init__(self, str what):
+        self.what = what
+
+    def __enter__(self):
+        self.take()
+
+    def __exit__(self, *_):
+        self.taken = False
+
+    cdef int take(self) except -1:
+        if self.taken:
+            raise RuntimeError(f"{self.what} is in use by another thread")
+        self.taken = True
+        return 0
+
+
 cdef class Stepper:
-    """A stack of forward runs of one step each, bound once to their arrays: a step allocates nothing."""
+    """A stack of forward runs of one step each, bound once to their arrays: a step allocates nothing.
+
+    `turn` is held by the thread that steps, or reads or writes the state.
+    """
 
     cdef Run *runs
     cdef int count, typenum
     cdef bint single
+    cdef readonly Turn turn
     cdef Py_ssize_t rows
     cdef void *x
     cdef list weights, scratch
     cdef const fastrnn_isa *bound_to  # the engine that `scratch` was made for
     cdef bint bound_fused
     cdef object alive  # everything that `runs` points into
-    cdef object y, y_row
+    cdef object y, lent, lent_row  # y is never given away, only views of it
+    cdef list states, before  # h and c, and a copy of each from before the step
+    cdef readonly Py_ssize_t steps  # that have been taken
 
-    def __cinit__(self, list calls):
-        """`calls`: per layer (weights, offsets, x, state, y)."""
+    def __cinit__(self, list calls, list states):
+        """`calls`: per layer (weights, offsets, x, state, y); `states`: the arrays that their states are parts of."""
         x, y = calls[0][2], calls[-1][4]
         self.x, self.rows, self.typenum = data(x), x.shape[0], cnp.PyArray_TYPE(x)
-        # What is returned is a view, so that nobody else owns the memory that the kernels write to.
-        self.y, self.y_row = y.view(), y[0] if len(y) == 1 else None
+        self.y = y
+        self.turn = Turn("the stream")
+        self.states, self.before = states, [state.copy() for state in states]
         self.count = len(calls)
         self.runs = <Run *>PyMem_Calloc(len(calls), sizeof(Run))
         if self.runs == NULL:
@@ -1233,12 +1242,35 @@ cdef class Stepper:
                 or not (row or (cnp.PyArray_NDIM(x_t) == 2 and cnp.PyArray_DIM(x_t, 0) == self.rows))
                 or cnp.PyArray_DIM(x_t, 0 if row else 1) != self.runs[0].I):
             return None
-        memcpy(self.x, data(x_t), self.rows * self.runs[0].I * (4 if self.single else 8))
-        self.run()
-        return self.y_row if row else self.y
+        self.turn.take()
+        try:
+            memcpy(self.x, data(x_t), self.rows * self.runs[0].I * (4 if self.single else 8))
+            self.run()
+        finally:
+            self.turn.taken = False
+        if row:
+            self.lent_row = self.as_made(self.lent_row, self.y, True)
+            return self.lent_row
+        self.lent = self.as_made(self.lent, self.y, False)
+        return self.lent
 
-    cpdef run(self):
-        """One step of what `x` holds."""
+    def undo(self):
+        """Put the state back that was there before the last step. Only one step can be undone."""
+        self.copy_states(self.before, self.states)
+        self.steps -= 1
+
+    cdef object as_made(self, view, y, bint row):
+        """`view` of y, or of its only row, unless the caller, who may have it, has given it another form."""
+        cdef int ndim = 1 if row else 2
+        if (view is not None and cnp.PyArray_NDIM(view) == ndim and cnp.PyArray_TYPE(view) == self.typenum
+                and data(view) == data(y) and cnp.PyArray_ISCARRAY(view)
+                and cnp.PyArray_DIM(view, ndim - 1) == cnp.PyArray_DIM(y, 1)
+                and (row or cnp.PyArray_DIM(view, 0) == self.rows)):
+            return view
+        return y[0] if row else y.view()
+
+    cdef int run(self) except -1:
+        """One step of what `x` holds; the state is as before if it is interrupted."""
         cdef int k
         if self.bound_to != isa or self.bound_fused != fused:
             for k in range(self.count):
@@ -1247,24 +1279,36 @@ cdef class Stepper:
         for k in range(self.count):
             self.runs[k].threads = most_threads
             (<Weights>self.weights[k]).attach(&self.runs[k], False)
-        with nogil:
-            for k in range(self.count):
-                run_forward(&self.runs[k], self.single)
+        self.copy_states(self.states, self.before)
+        try:
+            with nogil:
+                for k in range(self.count):
+                    run_forward(&self.runs[k], self.single)
+        except BaseException:
+            self.copy_states(self.before, self.states)
+            raise
+        self.steps += 1
+        return 0
+
+    cdef void copy_states(self, list source, list target):
+        cdef Py_ssize_t k
+        for k in range(len(source)):
+            memcpy(data(target[k]), data(source[k]), cnp.PyArray_NBYTES(<cnp.ndarray>source[k]))
 
 
-cdef void product_by_blas(real *_, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
-                          void *a, void *b, void *c) noexcept nogil:
+cdef int product_by_blas(real *_, Watch *watch, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
+                         Py_ssize_t K, void *a, void *b, void *c) except -1 nogil:
     if transpose_a:
-        gemm_tn(M, N, K, <const real *>a, M, <const real *>b, N, <real>0, <real *>c, N)
-    elif transpose_b:
-        gemm_nt(M, N, K, <const real *>a, K, <const real *>b, K, <real>0, <real *>c, N)
-    else:
-        gemm_nn(M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
+        return gemm_tn(watch, M, N, K, <const real *>a, M, <const real *>b, N, <real>0, <real *>c, N)
+    if transpose_b:
+        return gemm_nt(watch, M, N, K, <const real *>a, K, <const real *>b, K, <real>0, <real *>c, N)
+    return gemm_nn(watch, M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
 
 
-cdef int product_by_engine(real *_, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
-                           void *a, void *b, void *c) except -1:
+cdef int product_by_engine(real *_, Watch *watch, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
+                           Py_ssize_t K, void *a, void *b, void *c) except -1:
     cdef Memory panels = Memory()
+    cdef Poll poll = Poll(ask_for_signals, watch)
     cdef real *to
     cdef int threads = most_threads
     if real is float:
@@ -1277,38 +1321,59 @@ cdef int product_by_engine(real *_, bint transpose_a, bint transpose_b, Py_ssize
             table.pack_rows(1, N, K, <const real *>b, to)
         else:
             table.pack_columns(N, K, <const real *>b, to)
-        table.multiply(M, N, K, <const real *>a, 1 if transpose_a else K, M if transpose_a else 1, to,
-                       <real *>c, threads)
+        check_end(table.multiply(M, N, K, <const real *>a, 1 if transpose_a else K, M if transpose_a else 1, to,
+                                 <real *>c, threads, &poll))
+    return 0
+
+
+cdef int check_matrix(str name, matrix, int typenum) except -1:
+    """Whether the kernels can take `matrix` as it is: caller's arrays can change between two calls."""
+    if (not isinstance(matrix, cnp.ndarray) or cnp.PyArray_TYPE(matrix) != typenum or cnp.PyArray_NDIM(matrix) != 2
+            or not cnp.PyArray_ISCARRAY_RO(matrix)):
+        raise ValueError(f"product: {name} is not a contiguous matrix of the dtype of the others")
     return 0
 
 
 def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
     """c = a b, of contiguous matrices of one dtype, one of the two factors transposed or none.
 
-    For the layers around the recurrent ones, by the engine in use: two libraries that keep their threads
-    spinning on the same cores cost more than either gains.
+    For the layers around the recurrent ones. It goes to the engine in use, not to NumPy's BLAS: two libraries whose
+    threads spin on the same cores cost more than either gains.
     """
-    cdef Py_ssize_t M = c.shape[0], N = c.shape[1], K = a.shape[0] if transpose_a else a.shape[1]
+    cdef int typenum = cnp.NPY_FLOAT32 if c.dtype == np.float32 else cnp.NPY_FLOAT64
+    cdef bint single = typenum == cnp.NPY_FLOAT32
+    cdef Py_ssize_t M, N, K
     cdef void *pa = data(a)
     cdef void *pb = data(b)
     cdef void *pc = data(c)
-    cdef bint single = c.dtype == np.float32
+    cdef Watch watch
+    check_matrix("a", a, typenum)
+    check_matrix("b", b, typenum)
+    check_matrix("c", c, typenum)
+    M, N, K = c.shape[0], c.shape[1], a.shape[0] if transpose_a else a.shape[1]
+    if a.shape[transpose_a] != M or b.shape[not transpose_b] != N or b.shape[transpose_b] != K:
+        raise ValueError(f"product: shapes {a.shape}, {b.shape} and {c.shape} do not fit together")
     if not M or not N:
         return
     if max(M, N, K) > 0x7fffffff:
         raise ValueError(f"product: sizes {M}, {N}, {K} are more than BLAS takes")
     if not K:
         c[...] = 0
-    elif fused and single:
-        product_by_engine(<float *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
-    elif fused:
-        product_by_engine(<double *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
-    elif single:
-        with nogil:
-            product_by_blas(<float *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
-    else:
-        with nogil:
-            product_by_blas(<double *>NULL, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+        return
+    watch = Watch(fastrnn_seconds(), fastrnn_flush_denormals())
+    try:
+        if fused and single:
+            product_by_engine(<float *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+        elif fused:
+            product_by_engine(<double *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+        elif single:
+            with nogil:
+                product_by_blas(<float *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+        else:
+            with nogil:
+                product_by_blas(<double *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+    finally:
+        fastrnn_restore_mode(watch.mode)
 
 
 def activation(str name, x):

@@ -117,7 +117,7 @@ class Embedding(_StatelessLayer):
     -----
     `x` holds ids ``0 <= id < V`` in any integer dtype and any shape; y has that shape with an axis of E
     after it. TypeError for ids that aren't integers, ValueError (with the worst id) for those out of range.
-    The tape may refer to the caller's ids: leave them unchanged until `backward`.
+    The tape holds a copy of the ids.
     The parameter is ``weight`` (V, E). Its gradient sums the rows of dy id by id, always in the order of
     the positions, so it has the same bits each time. ``Gradients.x`` is None.
 
@@ -163,7 +163,7 @@ class Embedding(_StatelessLayer):
         return self._parameters["weight"].take(self._as_ids(x), axis=0), None
 
     def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Any]:
-        ids = self._as_ids(x)
+        ids = self._as_ids(x).copy()  # `_backward` checks no index, and x is the caller's
         return self._parameters["weight"].take(ids, axis=0), None, ids
 
     def _step(self, x_t: Array, out: Array | None = None) -> Array:
@@ -342,7 +342,7 @@ class Dense(_StatelessLayer):
     def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Any]:
         z, x = self._forward_logits(x)
         y = self._activate(z)
-        return y, None, (x, y if self.activation != "linear" else None)
+        return y, None, (x, y.view() if self.activation != "linear" else None)
 
     def _step(self, x_t: Array, out: Array | None = None) -> Array:
         """One streaming step: (B, F) to (B, V), into `out` if given."""
@@ -358,7 +358,7 @@ class Dense(_StatelessLayer):
 
     def _forward_logits(self, x: Array) -> tuple[Array, Array]:
         """``(z, tape)`` with z what the activation would get: a loss may fuse the activation into itself."""
-        x = self._as_input(x)
+        x = self._as_input(x).view()  # the caller may give the array itself another shape
         return self._logits(x), x
 
     def _backward_logits(self, tape: Array, dlogits: Array) -> Gradients:

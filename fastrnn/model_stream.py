@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ._kernels import Turn
 from .arguments import Array, as_array, as_rows, as_size
 from .base import Layer, State
 from .data import as_data
@@ -22,12 +23,18 @@ if TYPE_CHECKING:
 
 
 class ModelStream:
-    """A model that is fed one step at a time; made by `Sequential.stream`."""
+    """A model that is fed one step at a time; made by `Sequential.stream`.
+
+    It serves one thread: a call while another thread is inside is a RuntimeError. A step that ends with an error or with
+    Ctrl-C leaves the state as it was.
+    """
 
     def __init__(self, model: Sequential, batch_size: int) -> None:
         self.batch_size = as_size("stream", "batch_size", batch_size)
         self._takes_ids = isinstance(model.layers[0], Embedding)
         self._dtype = model.dtype
+        self._turn = Turn("the stream of a model")
+        self._taken = 0  # steps
         self._streams: list[Any] = []  # of each layer, None if it has no state
         self._steps: list[_Step] = []
         if not model._per_step:
@@ -60,13 +67,29 @@ class ModelStream:
             raise ValueError(
                 f"stream: x_t has shape {x.shape}, expected {letters} with B = {self.batch_size}"
             )
-        for step in self._steps:
-            x = step(x)
-        return x[0] if unbatched else x
+        with self._turn:
+            try:
+                for step in self._steps:
+                    x = step(x)
+                self._taken += 1
+            except BaseException:
+                self._undo()
+                raise
+        return x[0] if unbatched else x[:]  # never the array itself, to which the caller could give another shape
+
+    def _undo(self) -> None:
+        """Take the layers back that were through with a step that others were not."""
+        for stream in self._streams:
+            if stream is not None and stream._stepper.steps > self._taken:
+                stream._stepper.undo()
 
     @property
     def state(self) -> list[State]:
         """The state of each layer, None for those without one."""
+        with self._turn:
+            return self._states()
+
+    def _states(self) -> list[State]:
         return [None if stream is None else stream.state for stream in self._streams]
 
     @state.setter
@@ -75,23 +98,26 @@ class ModelStream:
             raise ValueError(
                 f"stream: state is not a list with an entry for each of {len(self._streams)} layers"
             )
-        before = self.state
-        try:
-            for stream, state in zip(self._streams, states, strict=True):
-                if stream is not None:
-                    stream.state = state
-        except BaseException:
-            for stream, state in zip(self._streams, before, strict=True):
-                if stream is not None:
-                    stream.state = state
-            raise
+        with self._turn:
+            before = self._states()
+            try:
+                self._set_states(states)
+            except BaseException:
+                self._set_states(before)
+                raise
+
+    def _set_states(self, states: Sequence[State]) -> None:
+        for stream, state in zip(self._streams, states, strict=True):
+            if stream is not None:
+                stream.state = state
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Back to the state of zeros: all rows, or those with these indices, or where a mask is True."""
         chosen = as_rows("stream", rows, self.batch_size)
-        for stream in self._streams:
-            if stream is not None:
-                stream.reset(chosen)
+        with self._turn:
+            for stream in self._streams:
+                if stream is not None:
+                    stream.reset(chosen)
 
 
 class _Step:

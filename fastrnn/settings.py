@@ -83,8 +83,8 @@ def set_num_threads(n: int) -> None:
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
         raise TypeError(f"set_num_threads: n is {n!r}, expected an integer")
-    if not 1 <= n <= 1024:
-        raise ValueError(f"set_num_threads: n is {n}, expected 1 <= n <= 1024")
+    if not 1 <= n <= _kernels.MOST_THREADS:
+        raise ValueError(f"set_num_threads: n is {n}, expected 1 <= n <= {_kernels.MOST_THREADS}")
     _kernels.use_threads(int(n))
     if not _kernels.is_fused():
         _blas().set(int(n))
@@ -93,6 +93,28 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """How many threads a call uses at most."""
     return _kernels.threads() if _kernels.is_fused() else _blas().get()
+
+
+def release_memory() -> int:
+    """Give the memory that is kept for later arrays back to the system.
+
+    Arrays that the library made and that nobody uses any more are kept for the next call, 64 MiB of them at most: most
+    calls want the arrays that the call before wanted.
+
+    Returns
+    -------
+    int
+        How many bytes that were.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrnn
+    >>> y, state = fastrnn.RNN(4, 64)(np.ones((200, 2, 4)))
+    >>> del y
+    >>> fastrnn.release_memory() >= 200 * 2 * 64 * 4
+    True
+    """
+    return _kernels.release_memory()
 
 
 def show_config() -> None:
@@ -133,11 +155,11 @@ def _cores() -> int:
 
 
 _kernels.use_engine(_choose_engine(os.environ.get("FASTRNN_ISA")))
-_kernels.use_threads(min(_cores(), 1024))
+_kernels.use_threads(min(_cores(), _kernels.MOST_THREADS))
 
 if os.environ.get("FASTRNN_NUM_THREADS"):
     try:
         set_num_threads(int(os.environ["FASTRNN_NUM_THREADS"]))
     except ValueError as error:
         given = os.environ["FASTRNN_NUM_THREADS"]
-        raise ValueError(f"FASTRNN_NUM_THREADS is {given!r}, expected an integer from 1 to 1024") from error
+        raise ValueError(f"FASTRNN_NUM_THREADS is {given!r}, expected an integer from 1 to {_kernels.MOST_THREADS}") from error

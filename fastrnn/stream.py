@@ -18,7 +18,8 @@ class Stream:
 
     Everything is allocated when the stream is made: a step allocates nothing, and ``step`` returns the
     same array every time, overwritten by the next step (copy what you keep). Changes of the layer's
-    parameters are seen by the next step. One stream serves one thread; make one for each.
+    parameters are seen by the next step. One stream serves one thread, so make one for each: a call while another
+    thread is inside is a RuntimeError. A step that Ctrl-C ends leaves the state as it was.
 
     Examples
     --------
@@ -45,7 +46,8 @@ class Stream:
             state = (self._h[k], None if self._c is None else self._c[k])
             calls.append((layer, offsets, x, state, y))
             x = y
-        self._stepper = _kernels.Stepper(calls)
+        states = [self._h] if self._c is None else [self._h, self._c]
+        self._stepper = _kernels.Stepper(calls, states)
 
     def step(self, x_t: Any) -> Array:
         """One step: x_t (B, I) -> y_t (B, H), or (B, P); a stream of one row also takes (I,) -> (H,).
@@ -67,7 +69,8 @@ class Stream:
     @property
     def state(self) -> State:
         """A copy of the state: h (L, B, H), or (h, c). Assign one to continue from it."""
-        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+        with self._stepper.turn:
+            return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
 
     @state.setter
     def state(self, value: State) -> None:
@@ -76,16 +79,18 @@ class Stream:
         )
         letters, shapes = tuple(letter for letter, _ in parts), tuple(part.shape for _, part in parts)
         h, c = as_state("Stream.state", "state", value, letters, shapes, self._h.dtype)
-        self._h[...] = h
-        if self._c is not None:
-            self._c[...] = c
+        with self._stepper.turn:
+            self._h[...] = h
+            if self._c is not None:
+                self._c[...] = c
 
     def reset(self, rows: Any = None) -> None:
         """Set the state to zero: of all rows, or of those that `rows` (integers, or a mask (B,)) picks."""
         chosen = as_rows("Stream.reset", rows, self.batch_size)
-        for part in (self._h, self._c):
-            if part is not None:
-                part[:, chosen] = 0
+        with self._stepper.turn:
+            for part in (self._h, self._c):
+                if part is not None:
+                    part[:, chosen] = 0
 
     def __reduce__(self) -> Any:
         raise TypeError(

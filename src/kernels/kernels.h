@@ -98,9 +98,7 @@ typedef struct {
     void *panels_x;        /* I columns */
     void *panels_units;    /* H columns */
     int threads;           /* at most */
-    int stop[2];           /* what poll said, this time and the time before */
-    int (*poll)(void *context); /* asked now and then by the calling thread; other than 0 ends the run */
-    void *poll_context;
+    fastrnn_poll poll;
 } fastrnn_run;
 
 /* Where the sums of a step lie: those of block b of the units from k on, of row r, at
@@ -161,12 +159,12 @@ typedef struct {
          *   pack_columns  panels of w (K, units)                                                            \
          *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)  \
          *   sums_size     numbers in the scratch of a run forward whose chunks are of so many rows          \
-         *   forward, backward  a whole run; 0, or what poll answered */                                     \
+         *   forward, backward  a whole run; as multiply, 0 or why it ended early (fastrnn_parallel) */                                    \
         fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);                         \
         void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const REAL *w, REAL *panels);      \
         void (*pack_columns)(fastrnn_size units, fastrnn_size K, const REAL *w, REAL *panels);               \
-        void (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const REAL *a, fastrnn_size a_row,  \
-                         fastrnn_size a_k, const REAL *panels, REAL *c, int threads);                        \
+        int (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const REAL *a, fastrnn_size a_row,   \
+                        fastrnn_size a_k, const REAL *panels, REAL *c, int threads, const fastrnn_poll *poll); \
         fastrnn_size (*sums_size)(int cell, fastrnn_size H, fastrnn_size rows);                              \
         int (*run_forward)(fastrnn_run *run);                                                                \
         int (*run_backward)(fastrnn_run *run);                                                               \

@@ -43,6 +43,7 @@ typedef struct {
 } panels_t;
 
 typedef struct product_t {
+    const fastrnn_member *me; /* whose part of the work it is */
     struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
     int continues; /* the sums of `before`, which stay in registers, except where the columns differ */
     fastrnn_size K, units;
@@ -280,6 +281,10 @@ INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
 #define PASS_BYTES (256 * 1024)
 #define PASS_WEIGHTS (4096 * 1024)
 
+/* More rows than these never share a pass, so that a call can be ended within milliseconds; weights that are read once
+ * for so many rows cost next to nothing. */
+#define PASS_ROWS 4096
+
 /* Weights that do not stay in the second-level cache from one step to the next. */
 #define FAR_WEIGHTS (512 * 1024)
 
@@ -344,7 +349,9 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
     const fastrnn_size depth = p->K + (p->before ? p->before->K : 0);
     const fastrnn_size bytes = rows * depth * (fastrnn_size)sizeof(real);
     const int one_pass = p->a_panel || bytes <= PASS_BYTES || vectors * p->blocks * depth * VECTOR_BYTES > PASS_WEIGHTS;
-    const fastrnn_size passes = one_pass ? 1 : least((bytes - 1) / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
+    fastrnn_size passes = one_pass ? 1 : least((bytes - 1) / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
+    if (!p->a_panel)
+        passes = greatest(passes, (rows - 1) / PASS_ROWS + 1);
     real *const to = p->to;
     const fastrnn_size ld_to = p->ld_to;
     for (fastrnn_size pass = 0; pass < passes; pass++) {
@@ -373,6 +380,8 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
             const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;
             const fastrnn_size last =
                 group + 1 < groups ? (vector / grain + grains * (group + 1) / groups) * grain : vector_end;
+            if (fastrnn_stopping(p->me, 2 * n * (last - first) * LANES * p->blocks * depth))
+                break;
             /* This member's part of `to` begins where its sums would, and is as if the first units were these. */
             if (p->compact)
                 p->to = to + row * (ld_to - p->ld_to) + (rows * vector - first) * p->stride;

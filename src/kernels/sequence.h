@@ -28,10 +28,10 @@ typedef struct {
 } span_t;
 
 /* This member's part of n things, in pieces of `grain`. */
-static span_t NAME(share_)(fastrnn_member me, fastrnn_size n, fastrnn_size grain)
+static span_t NAME(share_)(const fastrnn_member *me, fastrnn_size n, fastrnn_size grain)
 {
     const fastrnn_size pieces = (n + grain - 1) / grain;
-    const fastrnn_size from = pieces * me.rank / me.size * grain, to = pieces * (me.rank + 1) / me.size * grain;
+    const fastrnn_size from = pieces * me->rank / me->size * grain, to = pieces * (me->rank + 1) / me->size * grain;
     return (span_t){from < n ? from : n, to < n ? to : n};
 }
 
@@ -85,18 +85,18 @@ static fastrnn_size NAME(sums_size_)(int cell, fastrnn_size H, fastrnn_size rows
     return (1 + rows) * NAME(sums_width_)(cell, H); /* the first is the bias */
 }
 
-static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
+static step_t NAME(begin_)(const run_t *run, const fastrnn_member *me)
 {
     const fastrnn_cell_shape shape = fastrnn_cell_shapes[run->cell];
-    const fastrnn_member all = {0, 1, 0};
+    const fastrnn_member all = {.size = 1};
     /* Rows need no barrier, but each thread reads all weights; below some four rows a thread that reading
      * is the work, and units divide it. */
-    const int split_units = me.size > 1 && run->B < 4 * me.size;
+    const int split_units = me->size > 1 && run->B < 4 * me->size;
     const fastrnn_size N = run->offsets[run->T];
-    span_t rows = NAME(share_)(split_units ? all : me, run->B, 1);
-    if (!split_units && me.size > 1 && N < run->T * run->B)
-        rows = (span_t){NAME(row_after_)(run, N * me.rank / me.size),
-                        me.rank + 1 < me.size ? NAME(row_after_)(run, N * (me.rank + 1) / me.size) : run->B};
+    span_t rows = NAME(share_)(split_units ? &all : me, run->B, 1);
+    if (!split_units && me->size > 1 && N < run->T * run->B)
+        rows = (span_t){NAME(row_after_)(run, N * me->rank / me->size),
+                        me->rank + 1 < me->size ? NAME(row_after_)(run, N * (me->rank + 1) / me->size) : run->B};
     return (step_t){
         .run = run,
         .shape = shape,
@@ -107,8 +107,8 @@ static step_t NAME(begin_)(const run_t *run, fastrnn_member me)
         .project_by_step = run->B >= 16,
         .split_units = split_units,
         .rows = rows,
-        .units = NAME(share_)(split_units ? me : all, vector_count(run->H), 1),
-        .out = NAME(share_)(split_units ? me : all, vector_count(run->P), 1),
+        .units = NAME(share_)(split_units ? me : &all, vector_count(run->H), 1),
+        .out = NAME(share_)(split_units ? me : &all, vector_count(run->P), 1),
     };
 }
 
@@ -145,7 +145,7 @@ static void NAME(go_to_)(step_t *s, fastrnn_size t)
     s->h_new = run->h;
 }
 
-INLINE void NAME(wait_)(const step_t *s, fastrnn_member me)
+INLINE void NAME(wait_)(const step_t *s, const fastrnn_member *me)
 {
     if (s->split_units)
         fastrnn_barrier(me);
@@ -201,7 +201,7 @@ static void NAME(set_bias_row_)(const step_t *s)
 }
 
 /* The products of a step, but for its rows of x, h and sums. */
-static void NAME(make_forward_)(step_t *s)
+static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
 {
     const run_t *run = s->run;
     const fastrnn_cell_shape shape = s->shape;
@@ -209,6 +209,7 @@ static void NAME(make_forward_)(step_t *s)
     const int hidden = shape.hidden_blocks;
     /* sums = bias + x W_ih^T, each block to its accumulator */
     s->input = (product_t){
+        .me = me,
         .K = I,
         .units = H,
         .blocks = shape.gates,
@@ -223,6 +224,7 @@ static void NAME(make_forward_)(step_t *s)
     NAME(set_columns_)(&s->input, stride, (shape.accumulators - 1) * LANES);
     /* sums += h W_hh^T */
     s->hidden = (product_t){
+        .me = me,
         .K = P,
         .units = H,
         .blocks = hidden,
@@ -244,6 +246,7 @@ static void NAME(make_forward_)(step_t *s)
     }
     if (shape.has_reset) { /* sums of the last block += (r h) W_hh^T */
         s->reset = (product_t){
+            .me = me,
             .K = H,
             .units = H,
             .blocks = 1,
@@ -260,6 +263,7 @@ static void NAME(make_forward_)(step_t *s)
     }
     if (run->projected) { /* y = (o tanh(c)) W_hr^T */
         s->output = (product_t){
+            .me = me,
             .K = H,
             .units = P,
             .blocks = 1,
@@ -286,12 +290,12 @@ static void NAME(set_bias_)(const step_t *s, span_t rows, span_t units, real *su
 }
 
 /* The inputs of a whole chunk. */
-static void NAME(project_)(step_t *s, fastrnn_size first, fastrnn_size rows, real *sums, fastrnn_member me)
+static void NAME(project_)(step_t *s, fastrnn_size first, fastrnn_size rows, real *sums, const fastrnn_member *me)
 {
-    const fastrnn_member all = {0, 1, 0};
-    const int by_rows = rows >= 8 * me.size;
-    const span_t mine = NAME(share_)(by_rows ? me : all, rows, 1);
-    const span_t units = NAME(share_)(by_rows ? all : me, vector_count(s->run->H), 1);
+    const fastrnn_member all = {.size = 1};
+    const int by_rows = rows >= 8 * me->size;
+    const span_t mine = NAME(share_)(by_rows ? me : &all, rows, 1);
+    const span_t units = NAME(share_)(by_rows ? &all : me, vector_count(s->run->H), 1);
     s->input.a = (const real *)s->run->x + first * s->run->I;
     s->input.to = sums;
     run_product(&s->input, mine.from, mine.to, units.from, units.to, 0, 0);
@@ -313,7 +317,7 @@ static void NAME(from_states_)(step_t *s, product_t *p, epilogue_t epilogue)
     }
 }
 
-static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *sums, fastrnn_member me)
+static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *sums, const fastrnn_member *me)
 {
     const run_t *run = s->run;
     NAME(go_to_)(s, t);
@@ -341,7 +345,7 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *sums, fastrnn_m
 }
 
 /* The final state of every row: its h of the last step that it took. */
-static void NAME(final_state_)(const run_t *run, fastrnn_member me)
+static void NAME(final_state_)(const run_t *run, const fastrnn_member *me)
 {
     const span_t mine = NAME(share_)(me, run->B, 1);
     for (fastrnn_size t = run->reverse ? 0 : run->T - 1, done = 0; t >= 0 && done < run->B; t--) {
@@ -353,27 +357,17 @@ static void NAME(final_state_)(const run_t *run, fastrnn_member me)
     }
 }
 
-/* Whether the caller wants the run to end: all members get the same answer, the `turn`th. A member that is late
- * to read one finds it unchanged: rank 0 can be ahead by one answer, which goes to the other place. */
-static int NAME(poll_)(run_t *run, int turn, fastrnn_member me)
-{
-    if (me.rank == 0 && run->poll)
-        run->stop[turn % 2] = run->poll(run->poll_context);
-    fastrnn_barrier(me);
-    return run->stop[turn % 2];
-}
-
-static void NAME(work_forward_)(void *context, fastrnn_member me)
+static void NAME(work_forward_)(void *context, const fastrnn_member *me)
 {
     run_t *run = context;
     step_t s = NAME(begin_)(run, me);
     real *sums = (real *)run->sums + s.width;
-    int turn = 0;
-    NAME(make_forward_)(&s);
-    if (me.rank == 0)
+    unsigned turn = 0;
+    NAME(make_forward_)(&s, me);
+    if (me->rank == 0)
         NAME(set_bias_row_)(&s);
     fastrnn_barrier(me);
-    for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn ^= 1) {
+    for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {
         steps = NAME(next_chunk_)(run, done, run->reverse);
         const fastrnn_size t = run->reverse ? run->T - done - steps : done, first = run->offsets[t];
         if (!s.project_by_step) {
@@ -385,7 +379,7 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
             /* those of a step that projects its own inputs are wanted no longer than that */
             NAME(step_forward_)(&s, now, s.project_by_step ? sums : sums + (run->offsets[now] - first) * s.width, me);
         }
-        if (NAME(poll_)(run, turn, me))
+        if (fastrnn_ended(me, turn))
             return;
     }
     NAME(final_state_)(run, me);
@@ -394,10 +388,11 @@ static void NAME(work_forward_)(void *context, fastrnn_member me)
 /* ---- backward ------------------------------------------------------------------------------------- */
 
 /* to (n, units) = a (n, K) times panels of `depth` rows, of a plain matrix. */
-static product_t NAME(plain_product_)(fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth,
+static product_t NAME(plain_product_)(const fastrnn_member *me, fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth,
                                       const real *a, fastrnn_size a_row, real *to)
 {
     product_t p = {
+        .me = me,
         .K = K,
         .units = units,
         .blocks = 1,
@@ -480,7 +475,7 @@ static void NAME(carry_back_)(step_t *s, const real *dgates, fastrnn_size n)
 }
 
 /* dgates of step t, given those (n, AH) of the step after it if it is in the same chunk, else n = 0. */
-static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, fastrnn_member me)
+static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, const fastrnn_member *me)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, P = run->P, to = least(s->rows.to, s->n);
@@ -488,13 +483,13 @@ static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, 
     if (run->projected) {
         NAME(apply_upstream_)(s);
         NAME(wait_)(s, me);
-        product_t p = NAME(plain_product_)(P, H, run->columns_hr, P, run->dh, P, run->dunit);
+        product_t p = NAME(plain_product_)(me, P, H, run->columns_hr, P, run->dh, P, run->dunit);
         run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
     }
     NAME(apply_backward_)(s);
     if (s->shape.has_reset) {
         NAME(wait_)(s, me);
-        product_t p = NAME(plain_product_)(H, H, run->columns_hh, s->shape.gates * H, s->dgates + s->direct, s->AH,
+        product_t p = NAME(plain_product_)(me, H, H, run->columns_hh, s->shape.gates * H, s->dgates + s->direct, s->AH,
                                            s->units_kept);
         p.first_k = s->direct;
         run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
@@ -534,7 +529,7 @@ static void NAME(pack_h_prev_)(step_t *s, fastrnn_size t, fastrnn_size steps, fa
 /* What a chunk of steps adds to the gradients of the parameters, and its dx. The first chunk finds nothing to
  * add to, except for the bias. */
 static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps, int first_chunk,
-                                  fastrnn_member me)
+                                  const fastrnn_member *me)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, P = run->P, I = run->I, AH = s->AH, direct = s->direct;
@@ -543,19 +538,22 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
     const real *x = (const real *)run->x + first * I, *dgates = run->dgates;
     /* Those of a projection are multiplied with rows of dh_kept, not with columns of panels. */
     const int units_width = run->projected ? weight_width(1) : COLUMN_WIDTH;
-    span_t mine = NAME(share_)(me, vector_count(AH), 1);
-    panels_of_columns(AH, 1, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
-    NAME(add_rows_)(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
-    NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, vector_count(P), 1));
-    mine = NAME(share_)(me, vector_count(I), 1);
-    panels_of_columns(I, COLUMN_WIDTH, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
-    mine = NAME(share_)(me, vector_count(H), 1);
-    if (run->panels_units)
-        panels_of_columns(H, units_width, rows, 0, rows, run->units, H, run->panels_units, mine.from, mine.to);
+    span_t mine;
+    if (!fastrnn_stopping(me, 0)) {
+        mine = NAME(share_)(me, vector_count(AH), 1);
+        panels_of_columns(AH, 1, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
+        NAME(add_rows_)(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
+        NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, vector_count(P), 1));
+        mine = NAME(share_)(me, vector_count(I), 1);
+        panels_of_columns(I, COLUMN_WIDTH, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
+        mine = NAME(share_)(me, vector_count(H), 1);
+        if (run->panels_units)
+            panels_of_columns(H, units_width, rows, 0, rows, run->units, H, run->panels_units, mine.from, mine.to);
+    }
     fastrnn_barrier(me);
 
     /* Gradients of weights: columns of dgates by columns of what they were multiplied with. */
-    product_t p = NAME(plain_product_)(rows, P, run->panels_h, rows, run->panels_dgates, 1, run->dweight_hh);
+    product_t p = NAME(plain_product_)(me, rows, P, run->panels_h, rows, run->panels_dgates, 1, run->dweight_hh);
     p.w.width = COLUMN_WIDTH;
     p.a_k = LANES;
     p.a_panel = panel_size(rows, 1);
@@ -581,14 +579,14 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
         run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
     }
     if (run->projected) {
-        product_t q = NAME(plain_product_)(rows, H, run->panels_units, rows, run->dh_kept, 1, run->dweight_hr);
+        product_t q = NAME(plain_product_)(me, rows, H, run->panels_units, rows, run->dh_kept, 1, run->dweight_hr);
         q.a_k = P;
         q.from = first_chunk ? 0 : q.to;
         mine = NAME(share_)(me, P, COLUMN_ROWS);
         run_product(&q, mine.from, mine.to, 0, vector_count(H), 0, 0);
     }
     if (run->dx) {
-        product_t q = NAME(plain_product_)(direct_x, I, run->columns_ih, s->shape.gates * H, dgates, AH,
+        product_t q = NAME(plain_product_)(me, direct_x, I, run->columns_ih, s->shape.gates * H, dgates, AH,
                                            (real *)run->dx + first * I);
         q.from = run->accumulate_dx ? q.to : 0;
         mine = NAME(share_)(me, rows, 1);
@@ -603,14 +601,14 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
     }
 }
 
-static void NAME(work_backward_)(void *context, fastrnn_member me)
+static void NAME(work_backward_)(void *context, const fastrnn_member *me)
 {
     run_t *run = context;
     step_t s = NAME(begin_)(run, me);
-    int turn = 0;
-    s.back = NAME(plain_product_)(s.direct, run->P, run->columns_hh, s.shape.gates * run->H, 0, s.AH, run->dh);
+    unsigned turn = 0;
+    s.back = NAME(plain_product_)(me, s.direct, run->P, run->columns_hh, s.shape.gates * run->H, 0, s.AH, run->dh);
     s.back.from = run->projected ? 0 : run->dh;
-    for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn ^= 1) {
+    for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {
         steps = NAME(next_chunk_)(run, done, !run->reverse);
         const fastrnn_size t = run->reverse ? done : run->T - done - steps, first = run->offsets[t];
         fastrnn_size after = 0; /* rows of the step that came before this one in this loop */
@@ -630,7 +628,7 @@ static void NAME(work_backward_)(void *context, fastrnn_member me)
         NAME(carry_back_)(&s, s.dgates, after); /* the next chunk takes over from dh */
         fastrnn_barrier(me);
         NAME(chunk_products_)(&s, t, steps, done == 0, me);
-        if (NAME(poll_)(run, turn, me))
+        if (fastrnn_ended(me, turn))
             return;
     }
 }
@@ -661,14 +659,12 @@ static int NAME(useful_threads_)(const run_t *run)
 
 static int NAME(run_forward_)(fastrnn_run *run)
 {
-    fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_forward_), run);
-    return run->stop[0] ? run->stop[0] : run->stop[1];
+    return fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_forward_), run, &run->poll);
 }
 
 static int NAME(run_backward_)(fastrnn_run *run)
 {
-    fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_backward_), run);
-    return run->stop[0] ? run->stop[0] : run->stop[1];
+    return fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_backward_), run, &run->poll);
 }
 
 static void NAME(pack_all_rows_)(int blocks, fastrnn_size units, fastrnn_size K, const real *w, real *panels)
@@ -682,27 +678,28 @@ static void NAME(pack_all_columns_)(fastrnn_size units, fastrnn_size K, const re
 }
 
 typedef struct {
-    product_t p;
+    product_t p; /* but for the member */
     fastrnn_size rows;
 } NAME(shared_product_);
 
-static void NAME(work_multiply_)(void *context, fastrnn_member me)
+static void NAME(work_multiply_)(void *context, const fastrnn_member *me)
 {
     const NAME(shared_product_) *shared = context;
     product_t p = shared->p;
-    const fastrnn_member all = {0, 1, 0};
-    const int by_rows = shared->rows >= 8 * me.size;
-    const span_t rows = NAME(share_)(by_rows ? me : all, shared->rows, 1);
-    const span_t vectors = NAME(share_)(by_rows ? all : me, vector_count(p.units), 1);
+    p.me = me;
+    const fastrnn_member all = {.size = 1};
+    const int by_rows = shared->rows >= 8 * me->size;
+    const span_t rows = NAME(share_)(by_rows ? me : &all, shared->rows, 1);
+    const span_t vectors = NAME(share_)(by_rows ? &all : me, vector_count(p.units), 1);
     run_product(&p, rows.from, rows.to, vectors.from, vectors.to, 0, 0);
 }
 
-static void NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const real *a, fastrnn_size a_row,
-                                fastrnn_size a_k, const real *panels, real *c, int threads)
+static int NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const real *a, fastrnn_size a_row,
+                               fastrnn_size a_k, const real *panels, real *c, int threads, const fastrnn_poll *poll)
 {
-    NAME(shared_product_) shared = {NAME(plain_product_)(K, N, panels, K, a, a_row, c), M};
+    NAME(shared_product_) shared = {NAME(plain_product_)(NULL, K, N, panels, K, a, a_row, c), M};
     shared.p.a_k = a_k;
     if (2.0 * (double)M * (double)N * (double)K < FASTRNN_SHARED_CALL_FLOPS)
         threads = 1;
-    fastrnn_parallel(threads, NAME(work_multiply_), &shared);
+    return fastrnn_parallel(threads, NAME(work_multiply_), &shared, poll);
 }

@@ -1,10 +1,11 @@
-/* The pool. Its workers spin for some microseconds after a call, because the next often follows at once,
- * then sleep. A process that forks leaves the pool to the parent: the child starts one of its own. */
+/* The pool. A call wakes as many workers as it wants, and no others. A worker spins for some microseconds after a call,
+ * because the next often follows at once, then sleeps. The child of a fork has no workers: it begins a pool of its own,
+ * and a call that the fork cut in two unwinds there. */
 #define _GNU_SOURCE
 #include "threads.h"
 #include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
+#include <signal.h>
 #include <stddef.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -39,41 +40,49 @@ void fastrnn_restore_mode(uint64_t mode) { (void)mode; }
 #endif
 
 enum {
-    MOST_THREADS = 256,
     BARRIER_SPINS = 500, /* some microseconds, then let others run: a member may have lost its core */
-    IDLE_SPINS = 1000     /* some ten microseconds, then sleep */
+    IDLE_SPINS = 1000    /* some ten microseconds, then sleep */
 };
 
-struct fastrnn_team {
-    atomic_int arrived;
-    atomic_uint phase;
-};
+/* A worker's own place, so that one can be woken alone. */
+typedef struct {
+    _Alignas(64) atomic_uint ticket; /* counts the calls that want this worker */
+    atomic_int asleep;
+    unsigned first; /* the ticket when the worker was made */
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+} seat_t;
 
 static struct {
     pthread_mutex_t in_use; /* held by the call that has the pool */
-    pthread_mutex_t lock;   /* of what the workers sleep on */
-    pthread_cond_t wake;
-    atomic_uint call;     /* counts calls; a worker works once for each */
-    atomic_int unfinished; /* members of the present call, less the caller */
-    int workers, size;
-    unsigned seen[MOST_THREADS]; /* by worker: the last call before it was made */
-    void (*work)(void *context, fastrnn_member me);
+    atomic_uint generation; /* forks that lie between this process and the first */
+    int workers;
+    seat_t seats[FASTRNN_MOST_THREADS - 1]; /* of rank 1, 2, ... */
+    /* the call at hand */
+    int size;
+    fastrnn_work work;
     void *context;
-    fastrnn_team team;
-} pool = {.in_use = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+    fastrnn_team *team;
+} pool = {.in_use = PTHREAD_MUTEX_INITIALIZER};
 
-void fastrnn_barrier(fastrnn_member me)
+/* Whether the call was begun before a fork by the process that is now this one's parent. */
+static int is_stale(const fastrnn_member *me)
 {
-    if (me.size == 1)
+    return me->size > 1 && me->generation != atomic_load_explicit(&pool.generation, memory_order_relaxed);
+}
+
+void fastrnn_barrier(const fastrnn_member *me)
+{
+    if (me->size == 1 || is_stale(me))
         return;
-    fastrnn_team *team = me.team;
+    fastrnn_team *team = me->team;
     const unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == me.size - 1) {
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == me->size - 1) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
+    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase && !is_stale(me); spins++) {
         if (spins < BARRIER_SPINS)
             PAUSE();
         else
@@ -81,96 +90,148 @@ void fastrnn_barrier(fastrnn_member me)
     }
 }
 
-static void take_part(int rank)
+void fastrnn_ask(fastrnn_team *team)
+{
+    team->flops = 0;
+    const int answer = team->poll.ask ? team->poll.ask(team->poll.context) : 0;
+    if (answer)
+        atomic_store_explicit(&team->stop, answer, memory_order_relaxed);
+}
+
+int fastrnn_ended(const fastrnn_member *me, unsigned turn)
+{
+    int *told = &me->team->told[turn % 2];
+    if (me->rank == 0)
+        *told = fastrnn_stopping(me, 0);
+    fastrnn_barrier(me);
+    return *told;
+}
+
+static void take_part(fastrnn_work work, void *context, const fastrnn_member *me)
 {
     const uint64_t mode = fastrnn_flush_denormals();
-    pool.work(pool.context, (fastrnn_member){rank, pool.size, &pool.team});
+    work(context, me);
     fastrnn_restore_mode(mode);
 }
 
 static void *worker(void *argument)
 {
-    const int rank = (int)(intptr_t)argument;
-    unsigned seen = pool.seen[rank];
-    for (;;) {
-        for (int spins = 0; spins < IDLE_SPINS && atomic_load_explicit(&pool.call, memory_order_acquire) == seen;
-             spins++)
+    seat_t *seat = argument;
+    const int rank = (int)(seat - pool.seats) + 1;
+    for (unsigned ticket = seat->first;; ticket++) {
+        for (int spins = 0;
+             spins < IDLE_SPINS && atomic_load_explicit(&seat->ticket, memory_order_acquire) == ticket; spins++)
             PAUSE();
-        if (atomic_load(&pool.call) == seen) {
-            pthread_mutex_lock(&pool.lock);
-            while (atomic_load(&pool.call) == seen)
-                pthread_cond_wait(&pool.wake, &pool.lock);
-            pthread_mutex_unlock(&pool.lock);
+        if (atomic_load(&seat->ticket) == ticket) {
+            pthread_mutex_lock(&seat->lock);
+            atomic_store(&seat->asleep, 1); /* before the last look at the ticket: call_worker looks the other way */
+            while (atomic_load(&seat->ticket) == ticket)
+                pthread_cond_wait(&seat->wake, &seat->lock);
+            atomic_store(&seat->asleep, 0);
+            pthread_mutex_unlock(&seat->lock);
         }
-        seen = atomic_load(&pool.call);
-        if (rank < pool.size)
-            take_part(rank);
-        atomic_fetch_sub_explicit(&pool.unfinished, 1, memory_order_acq_rel);
+        fastrnn_team *team = pool.team;
+        const fastrnn_member me = {rank, pool.size, atomic_load(&pool.generation), team};
+        take_part(pool.work, pool.context, &me);
+        atomic_fetch_sub_explicit(&team->unfinished, 1, memory_order_acq_rel);
     }
     return NULL;
 }
 
-static void forget_pool(void) /* in the child of a fork, which has none of the workers */
+static void call_worker(seat_t *seat)
+{
+    atomic_fetch_add(&seat->ticket, 1);
+    if (!atomic_load(&seat->asleep))
+        return;
+    pthread_mutex_lock(&seat->lock);
+    pthread_cond_signal(&seat->wake);
+    pthread_mutex_unlock(&seat->lock);
+}
+
+static void forget_pool(void) /* in the child of a fork */
 {
     pthread_mutex_init(&pool.in_use, NULL);
-    pthread_mutex_init(&pool.lock, NULL);
-    pthread_cond_init(&pool.wake, NULL);
     pool.workers = 0;
-    atomic_store(&pool.unfinished, 0);
-    atomic_store(&pool.team.arrived, 0);
+    atomic_fetch_add(&pool.generation, 1);
+    if (pool.team)
+        atomic_store(&pool.team->stop, FASTRNN_FORKED);
+    pool.team = NULL;
 }
 
 static void watch_for_fork(void) { pthread_atfork(NULL, NULL, forget_pool); }
 
-static int start_worker(int rank)
+/* Signals are the business of the caller's threads, except for those that a fault of the worker itself raises. */
+static void block_signals(sigset_t *before)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS};
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (size_t k = 0; k < sizeof faults / sizeof *faults; k++)
+        sigdelset(&blocked, faults[k]);
+    pthread_sigmask(SIG_SETMASK, &blocked, before);
+}
+
+static int start_worker(seat_t *seat)
 {
     pthread_t thread;
     pthread_attr_t attributes;
-    pool.seen[rank] = atomic_load(&pool.call);
+    sigset_t before;
+    seat->first = atomic_load(&seat->ticket);
+    atomic_store(&seat->asleep, 0);
+    pthread_mutex_init(&seat->lock, NULL);
+    pthread_cond_init(&seat->wake, NULL);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    const int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)rank);
+    block_signals(&before);
+    const int failed = pthread_create(&thread, &attributes, worker, seat);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
     return !failed;
 }
 
-static void alone(void (*work)(void *context, fastrnn_member me), void *context)
+/* Work on as many threads as can be had, and say how many that were; 1: nothing has been done. */
+static int share(int threads, fastrnn_work work, void *context, fastrnn_team *team)
 {
-    const uint64_t mode = fastrnn_flush_denormals();
-    work(context, (fastrnn_member){0, 1, NULL});
-    fastrnn_restore_mode(mode);
-}
-
-void fastrnn_parallel(int threads, void (*work)(void *context, fastrnn_member me), void *context)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    if (threads < 2 || pthread_mutex_trylock(&pool.in_use)) {
-        alone(work, context);
-        return;
-    }
-    pthread_once(&once, watch_for_fork);
-    threads = threads < MOST_THREADS ? threads : MOST_THREADS;
-    while (pool.workers < threads - 1 && start_worker(pool.workers + 1))
+    const unsigned generation = atomic_load(&pool.generation);
+    while (pool.workers < threads - 1 && start_worker(&pool.seats[pool.workers]))
         pool.workers++;
-    if (pool.workers == 0) {
-        pthread_mutex_unlock(&pool.in_use);
-        alone(work, context);
-        return;
-    }
-    pool.size = threads <= pool.workers ? threads : pool.workers + 1;
+    const int size = threads <= pool.workers ? threads : pool.workers + 1;
+    if (size == 1)
+        return 1;
+    pool.size = size;
     pool.work = work;
     pool.context = context;
-    atomic_store(&pool.unfinished, pool.workers);
-    pthread_mutex_lock(&pool.lock);
-    atomic_fetch_add(&pool.call, 1);
-    pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
-    take_part(0);
-    for (int spins = 0; atomic_load_explicit(&pool.unfinished, memory_order_acquire) > 0; spins++) {
+    pool.team = team;
+    atomic_store(&team->unfinished, size - 1);
+    for (int rank = 1; rank < size; rank++)
+        call_worker(&pool.seats[rank - 1]);
+    const fastrnn_member me = {0, size, generation, team};
+    take_part(work, context, &me);
+    for (int spins = 0;
+         atomic_load_explicit(&team->unfinished, memory_order_acquire) > 0 && !is_stale(&me); spins++) {
         if (spins < BARRIER_SPINS)
             PAUSE();
         else
             sched_yield();
     }
-    pthread_mutex_unlock(&pool.in_use);
+    return size;
+}
+
+int fastrnn_parallel(int threads, fastrnn_work work, void *context, const fastrnn_poll *poll)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    fastrnn_team team = {.poll = poll ? *poll : (fastrnn_poll){0}};
+    int size = 1;
+    if (threads > 1 && pthread_mutex_trylock(&pool.in_use) == 0) {
+        const unsigned generation = atomic_load(&pool.generation);
+        pthread_once(&once, watch_for_fork);
+        size = share(threads < FASTRNN_MOST_THREADS ? threads : FASTRNN_MOST_THREADS, work, context, &team);
+        if (generation != atomic_load(&pool.generation))
+            return FASTRNN_FORKED; /* the lock is a new one, which nobody holds */
+        pool.team = NULL;
+        pthread_mutex_unlock(&pool.in_use);
+    }
+    if (size == 1)
+        take_part(work, context, &(fastrnn_member){0, 1, 0, &team});
+    return atomic_load(&team.stop);
 }

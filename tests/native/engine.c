@@ -134,13 +134,13 @@ static void *pack_columns(fastrnn_size units, fastrnn_size K, const void *w)
 }
 
 /* In the place of the engine's calls of fastrnn_parallel (ld --wrap). */
-void __real_fastrnn_parallel(int n, void (*work)(void *context, fastrnn_member me), void *context);
-void __wrap_fastrnn_parallel(int n, void (*work)(void *context, fastrnn_member me), void *context);
-void __wrap_fastrnn_parallel(int n, void (*work)(void *context, fastrnn_member me), void *context)
+int __real_fastrnn_parallel(int n, fastrnn_work work, void *context, const fastrnn_poll *poll);
+int __wrap_fastrnn_parallel(int n, fastrnn_work work, void *context, const fastrnn_poll *poll);
+int __wrap_fastrnn_parallel(int n, fastrnn_work work, void *context, const fastrnn_poll *poll)
 {
     if (must_share && n != threads)
         fail("too small to be shared by all threads");
-    __real_fastrnn_parallel(n, work, context);
+    return __real_fastrnn_parallel(n, work, context, poll);
 }
 
 enum { STOP = 7 };
@@ -207,8 +207,7 @@ static void solve(problem q)
         .packed_hh = packed_hh,
         .packed_hr = q.projected ? pack_rows(1, P, H, w_hr, panels(CALL(packed_size, 1, P, H))) : NULL,
         .threads = threads,
-        .poll = count_down,
-        .poll_context = &polls,
+        .poll = {count_down, &polls},
     };
 
     /* Inference, once to the end and once stopped half way, at which no thread may be left waiting. */
@@ -229,7 +228,7 @@ static void solve(problem q)
     report("c", c_n, B, H, H);
 
     /* The same, keeping what BPTT wants. */
-    run.stop[0] = run.stop[1] = 0;
+    run.poll.ask = NULL;
     run.y = array(N * ldy);
     run.h = copy(h, B * P);
     run.c = copy(c, B * H);
@@ -289,7 +288,8 @@ static void multiply(int single, int transpose, fastrnn_size M, fastrnn_size N, 
     printf("%s:", name);
     const void *a = numbers(M * K, K), *b = numbers(K * N, K);
     void *c = array(M * N);
-    CALL(multiply, M, N, K, a, transpose ? 1 : K, transpose ? M : 1, pack_columns(N, K, b), c, threads);
+    CALL(multiply, M, N, K, a, transpose ? 1 : K, transpose ? M : 1, pack_columns(N, K, b), c, threads,
+         NULL);
     report("c", c, M, N, N);
     printf("\n");
     free_all();
