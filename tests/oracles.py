@@ -9,11 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+
+
+class Work(NamedTuple):
+    """Sizes at which 2 threads and 4 are used, by the rules at useful_threads_ in sequence.h."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+
+
+#: Calls that the engine shares among threads, by what it divides among them.
+WORK = {
+    "rows divided": Work(40, 21, 13, 48),
+    "units divided": Work(9, 7, 3, 209),
+    "rows by 2, units by 4": Work(10, 11, 5, 177),
+}
 
 
 # ---- comparing ------------------------------------------------------------------------------------

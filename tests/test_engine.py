@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
-import subprocess
 import sys
-import textwrap
-import tracemalloc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from oracles import named, random_problem
+from conftest import FUSED_ENGINES
+from oracles import WORK, named, random_problem
 
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, _kernels, functional, optimizers
@@ -43,29 +38,6 @@ CELLS = {
 # I, H: less than a vector, a vector and some, several tiles
 SIZES = [(1, 1), (13, 5), (3, 17), (1, 33), (13, 48)]
 WAYS = [(False, "full"), (False, "mixed"), (True, "full"), (True, "mixed")]  # reverse, lengths
-
-
-def fused_engines() -> list[str]:
-    before, names = _kernels.engine(), []
-    for name in _kernels.engines():
-        _kernels.use_engine(name)
-        if _kernels.is_fused():
-            names.append(name)
-    _kernels.use_engine(before)
-    return names
-
-
-FUSED = fused_engines()
-
-
-@pytest.fixture(params=FUSED)
-def fused(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every fused engine, one after the other; it and the threads are put back as they were."""
-    before = _kernels.use_engine(request.param)
-    threads = fastrnn.get_num_threads()
-    yield request.param
-    fastrnn.set_num_threads(threads)
-    _kernels.use_engine(before)
 
 
 # ---- problems, and how they are run ---------------------------------------------------------------
@@ -209,22 +181,6 @@ def test_a_row_is_the_same_without_its_padding(rng, cell, dtype):
 # ---- threads --------------------------------------------------------------------------------------
 
 
-class Work(NamedTuple):
-    """Sizes at which 2 threads and 4 are used, by the rules at useful_threads_ in sequence.h."""
-
-    T: int
-    B: int
-    I: int
-    H: int
-
-
-WORK = {
-    "rows divided": Work(40, 21, 13, 48),
-    "units divided": Work(9, 7, 3, 209),
-    "rows by 2, units by 4": Work(10, 11, 5, 177),
-}
-
-
 @pytest.mark.parametrize("work", WORK)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
@@ -253,45 +209,6 @@ def test_any_number_of_threads_gives_the_same_stack(rng, cell):
     for result in results[1:]:
         for actual, expected in zip(result, results[0], strict=True):
             assert_same(actual, expected)
-
-
-def in_new_process(code: str, engine: str, timeout: float = 60, **values: object) -> str:
-    """What `code` prints, run by `engine`, with `values` as its global variables. It must end in time, well."""
-    setting = "".join(f"{name} = {value!r}\n" for name, value in values.items())
-    done = subprocess.run(
-        # Python 3.12 and later say at every fork that there are threads.
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", setting + textwrap.dedent(code)],
-        cwd="/",  # not the source folder, which python -c would import from
-        env=os.environ | {"FASTRNN_ISA": engine},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
-@pytest.mark.parametrize("work", WORK)
-def test_as_many_threads_run_as_were_set(fused, work):
-    """One is the caller, the others are started when the first call has a use for them, and kept."""
-    code = """
-        import os
-        import numpy as np
-        import fastrnn
-
-        def run(T, B, I, H):
-            zeros = np.zeros((H, max(I, H)), "f4")
-            fastrnn.functional.rnn(np.zeros((T, B, I), "f4"), None, zeros[:, :I], zeros[:, :H])
-            return len(os.listdir("/proc/self/task")) - before
-
-        before = len(os.listdir("/proc/self/task"))
-        for threads in 1, 2, 4, 2:
-            fastrnn.set_num_threads(threads)
-            print(run(2, 3, 4, 5), run(*work))
-    """
-    assert in_new_process(code, fused, work=tuple(WORK[work])) == "0 0\n0 1\n1 3\n3 3\n"
 
 
 # ---- time -----------------------------------------------------------------------------------------
@@ -408,7 +325,9 @@ def test_every_way_to_train_is_the_same(rng, cell, bidirectional, B):
 # ---- instruction sets, and runs -------------------------------------------------------------------
 
 
-@pytest.mark.skipif(len(FUSED) < 2, reason=f"needs two fused engines; this machine has {FUSED}")
+@pytest.mark.skipif(
+    len(FUSED_ENGINES) < 2, reason=f"needs two fused engines; this machine has {FUSED_ENGINES}"
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_instruction_sets_give_the_same(rng, cell, dtype):
@@ -419,12 +338,14 @@ def test_instruction_sets_give_the_same(rng, cell, dtype):
             for reverse, lengths in WAYS:
                 problem = make(rng, cell, T, B, I, H, dtype, reverse=reverse, lengths=lengths)
                 results = {}
-                for name in FUSED:
+                for name in FUSED_ENGINES:
                     _kernels.use_engine(name)
                     results[name] = problem.run(functional)
-                for name in FUSED[1:]:
-                    what = f"{name} and {FUSED[0]}: T={T} B={B} I={I} H={H} {reverse} {problem.lengths}"
-                    assert_same(results[name], results[FUSED[0]], what)
+                for name in FUSED_ENGINES[1:]:
+                    what = (
+                        f"{name} and {FUSED_ENGINES[0]}: T={T} B={B} I={I} H={H} {reverse} {problem.lengths}"
+                    )
+                    assert_same(results[name], results[FUSED_ENGINES[0]], what)
     finally:
         _kernels.use_engine(before)
 
@@ -890,61 +811,7 @@ def test_the_callers_floating_point_mode_is_left_alone(rng, threads):
         assert all(flushed)
 
 
-# ---- processes, threads, Ctrl-C -------------------------------------------------------------------
-
-
-def test_a_forked_process_works(fused):
-    """Forked by a process that has started its threads; and while one of them runs a layer."""
-    code = """
-        import multiprocessing, os, signal, threading
-        import numpy as np
-        import fastrnn
-
-        def run(H):
-            layer = fastrnn.LSTM(4, H, 2, rng=H)
-            x = np.random.default_rng(H).standard_normal((100 if H < 10 else 10, 64, 4)).astype("f4")
-            y, _, tape = layer.forward(x)
-            grads = layer.backward(tape, y)
-            return b"".join(a.tobytes() for a in (y, layer(x)[0], grads.x, *grads.parameters.values()))
-
-        def tasks():
-            return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
-
-        def child():
-            signal.alarm(30)  # does not wait for ever
-            before = tasks()
-            same = all(run(H) == bits for H, bits in expected.items())
-            return same and tasks() == (before and before + 1)  # threads of its own
-
-        fastrnn.set_num_threads(1)
-        expected = {H: run(H) for H in (6, 128)}
-        fastrnn.set_num_threads(2)
-        assert {H: run(H) for H in (6, 128)} == expected
-        done = threading.Event()
-
-        def keep_busy():
-            while not done.is_set():
-                run(6)
-
-        busy = threading.Thread(target=keep_busy)
-        for k in range(6):
-            if k == 2:
-                busy.start()
-            pid = os.fork()
-            if not pid:
-                try:
-                    os._exit(0 if child() else 1)
-                finally:
-                    os._exit(2)
-            assert os.waitpid(pid, 0)[1] == 0, k
-        done.set()
-        busy.join()
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            assert pool.map_async(run, [6, 128] * 2).get(30) == [*expected.values()] * 2
-        assert {H: run(H) for H in (6, 128)} == expected
-        print("done")
-    """
-    assert in_new_process(code, fused) == "done\n"
+# ---- threads of Python -------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("fused")
@@ -988,161 +855,3 @@ def test_many_threads_may_be_the_first_to_use_a_layer(rng):
             expected = train(twin(layer), x)
             for result in pool.map(lambda _, layer=layer: train(layer, x), range(8)):
                 assert_same(result, expected)
-
-
-INTERRUPT = """
-    import os, signal, threading, time
-    import numpy as np
-    import fastrnn
-
-    count, raised, kept = 0, 0.0, []
-
-    def on_signal(number, frame):  # the second time it is Ctrl-C; the first shows that a call lets signals in
-        global count, raised
-        count += 1
-        kept.append(np.finfo("f4").tiny * np.float32(0.5) != 0)
-        if count == 2:
-            raised = time.monotonic()
-            raise KeyboardInterrupt
-
-    def interrupt(call):
-        global count
-        count, done = 0, threading.Event()
-
-        def send():
-            while not done.wait(0.02):
-                os.kill(os.getpid(), signal.SIGINT)
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        try:
-            call()
-        except KeyboardInterrupt:
-            late = time.monotonic() - raised
-        else:
-            late = None
-        finally:
-            done.set()
-            sender.join()
-        assert late is not None, f"not interrupted, signals seen: {count}"
-        assert late < 1, f"{late:.2f} s late"
-
-    signal.signal(signal.SIGINT, on_signal)
-    fastrnn.set_num_threads(threads)
-    x = np.zeros((T, B, 1), "f4")
-"""
-
-
-@pytest.mark.parametrize(
-    ("threads", "T", "B"), [(1, 5000, 32), (2, 5000, 32), (2, 100_000, 1)], ids=["1", "2, rows", "2, units"]
-)
-def test_ctrl_c_ends_a_long_call(fused, threads, T, B):
-    """At once, and what is called next gives what it always gave."""
-    code = """
-        layer, small = fastrnn.LSTM(1, 512, rng=0), np.ones((20, B, 1), "f4")
-        expected = layer(small)[0]
-        for call in layer, layer.forward:
-            interrupt(lambda: call(x))
-            assert np.array_equal(layer(small)[0], expected)
-            assert np.array_equal(layer.forward(small)[0], expected)
-        kept.append(np.finfo("f4").tiny * np.float32(0.5) != 0)
-        assert all(kept)
-    """
-    values = {"threads": threads, "T": T, "B": B}
-    in_new_process(textwrap.dedent(INTERRUPT) + textwrap.dedent(code), fused, **values)
-
-
-@pytest.mark.parametrize(
-    ("threads", "T", "B"), [(1, 350, 32), (2, 700, 32), (2, 2500, 7)], ids=["1", "2, rows", "2, units"]
-)
-def test_ctrl_c_ends_a_long_backward(fused, threads, T, B):
-    code = """
-        layer, small = fastrnn.RNN(1, 1024, rng=0), np.ones((20, B, 1), "f4")
-        y, _, tape_of_small = layer.forward(small)
-        expected = layer.backward(tape_of_small, y)
-        _, _, tape = layer.forward(x)
-        interrupt(lambda: layer.backward(tape, None, np.ones((1, B, 1024), "f4")))
-        again = layer.backward(tape_of_small, y)
-        assert np.array_equal(again.x, expected.x)
-        for name, value in expected.parameters.items():
-            assert np.array_equal(again.parameters[name], value)
-        kept.append(np.finfo("f4").tiny * np.float32(0.5) != 0)
-        assert all(kept)
-    """
-    values = {"threads": threads, "T": T, "B": B}
-    in_new_process(textwrap.dedent(INTERRUPT) + textwrap.dedent(code), fused, **values)
-
-
-@pytest.mark.parametrize("B", [31, 32], ids=["units", "rows"])
-def test_ctrl_c_with_more_threads_than_cores(fused, B):
-    """Whichever thread is behind when the call is told to end, all of them end."""
-    code = """
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-        layer = fastrnn.RNN(1, 256 if B < 32 else 64, rng=0)
-        for _ in range(5):
-            interrupt(lambda: layer(x))
-        print("done")
-    """
-    values = {"threads": 8, "T": 200_000, "B": B}
-    code = textwrap.dedent(INTERRUPT) + textwrap.dedent(code)
-    assert in_new_process(code, fused, timeout=20, **values) == "done\n"
-
-
-# --- memory -------------------------------------------------------------------------------------------
-
-
-def test_memory_that_is_used_again_is_nobody_elses(rng):
-    """Arrays that somebody holds keep their values, whatever is called and freed after them."""
-    layer = LSTM(24, 40, rng=0)
-    held = []
-    for T in (60, 61, 200, 60, 7, 60):
-        x = rng.standard_normal((T, 5, 24)).astype("f4")
-        inferred, _ = layer(x)
-        y, _, tape = layer.forward(x)
-        grads = layer.backward(tape, np.ones_like(y))
-        held += [(a, a.copy()) for a in (inferred, y, grads.x, *grads.parameters.values())]
-        del y, tape
-        grads = layer.backward(layer.forward(x)[2], None)  # and these are freed at once
-    arrays = [a for a, _ in held]
-    assert all(not np.shares_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
-    for array, copy in held:
-        np.testing.assert_array_equal(array, copy)
-
-
-def test_freed_arrays_are_kept_for_the_next_up_to_a_limit(rng):
-    layer = RNN(8, 256, rng=0)
-    x = rng.standard_normal((40, 16, 8)).astype("f4")
-    _kernels.empty((3 << 20,), np.dtype("f4"))  # which makes room by being freed
-    first = layer(x)[0]
-    address = first.ctypes.data
-    del first
-    assert layer(x)[0].ctypes.data == address
-    for _ in range(3):
-        many = [_kernels.empty((1 << 20,), np.dtype("f8")) for _ in range(12)]  # 96 MiB
-        del many
-        assert 0 < _kernels.spare_memory() <= 64 << 20
-    huge = _kernels.empty((1 << 24, 2), np.dtype("f4"))  # 128 MiB
-    before = _kernels.spare_memory()
-    del huge
-    assert _kernels.spare_memory() == before
-
-
-def test_tracemalloc_sees_large_arrays(rng):
-    layer = GRU(8, 64, rng=0)
-    x = rng.standard_normal((500, 4, 8)).astype("f4")
-    layer(x)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        y, _ = layer(x)
-        assert tracemalloc.get_traced_memory()[0] - before >= y.nbytes
-        del y
-        assert tracemalloc.get_traced_memory()[0] - before < 100_000
-    finally:
-        tracemalloc.stop()
-
-
-def test_an_array_that_cannot_be():
-    with pytest.raises(MemoryError, match="shape"):
-        _kernels.empty((1 << 40, 1 << 40), np.dtype("f4"))

@@ -5,29 +5,13 @@ What could crash the interpreter runs in a process of its own.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
+from apart import in_new_process
 
 import fastrnn
 from fastrnn import _kernels, functional
 from fastrnn._kernels import Turn
-
-
-def run_apart(code: str, timeout: float = 120) -> str:
-    """Run `code` in a new process; what it printed. A crash or a hang fails the test, with the traceback."""
-    result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
 
 # ---- two threads ----------------------------------------------------------------------------------
 
@@ -83,7 +67,7 @@ TWO_THREADS = """
 
 @pytest.mark.parametrize("kind", ["layer", "model"])
 def test_a_stream_serves_one_thread(kind):
-    assert run_apart(f"kind = {kind!r}\n" + textwrap.dedent(TWO_THREADS)) == "done\n"
+    assert in_new_process(TWO_THREADS, kind=kind) == "done\n"
 
 
 def test_a_signal_handler_cannot_enter_a_step_again():
@@ -110,7 +94,7 @@ def test_a_signal_handler_cannot_enter_a_step_again():
         assert "in use" in seen[0], seen
         print("done")
     """
-    assert run_apart(code) == "done\n"
+    assert in_new_process(code) == "done\n"
 
 
 def test_a_turn_is_given_back():
@@ -161,7 +145,7 @@ INTERRUPTED = """
 
 @pytest.mark.parametrize("kind", ["layer", "model"])
 def test_an_interrupted_step_leaves_the_state_as_it_was(kind):
-    assert run_apart(f"kind = {kind!r}\n" + textwrap.dedent(INTERRUPTED)) == "done\n"
+    assert in_new_process(INTERRUPTED, kind=kind) == "done\n"
 
 
 # ---- arrays that change between two calls ----------------------------------------------------------
@@ -216,7 +200,10 @@ def test_a_tape_does_not_see_what_becomes_of_array_objects(rng, make, change):
     own = x.copy()
     y, _, tape = layer.forward(own)
     change(y) if y.flags.owndata or change is not shrink else reshape(y)
-    change(own) if type(layer) not in (fastrnn.Dropout, fastrnn.LastStep) or change is not shrink else reshape(own)
+    change(own) if type(layer) not in (
+        fastrnn.Dropout,
+        fastrnn.LastStep,
+    ) or change is not shrink else reshape(own)
     same(flatten(layer.backward(tape, dy)), expected)
 
 
@@ -304,7 +291,7 @@ def test_ids_that_change_during_fit():
                 assert "id" in str(error) and K, error
         print("done")
     """
-    assert run_apart(code) == "done\n"
+    assert in_new_process(code) == "done\n"
 
 
 def test_products_check_what_they_are_given(rng):
