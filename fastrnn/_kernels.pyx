@@ -390,6 +390,8 @@ cdef int project_input(real *_, const Run *a, Watch *watch, Py_ssize_t rows, con
     cdef const real *w = <const real *>a.weight_ih
     for row in range(rows):
         memcpy(gates + row * AH, a.bias, AH * sizeof(real))
+        if row % 1024 == 1023:
+            look_for_signals(watch)
     gemm_nt(watch, rows, direct, a.I, x, a.I, w, a.I, <real>1, gates, AH)
     if shape.gates > shape.input_blocks:
         gemm_nt(watch, rows, H, a.I, x, a.I, w + direct * a.I, a.I, <real>1, gates + AH - H, AH)
