@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class ModelStream:
     """A model that is fed one step at a time; made by `Sequential.stream`.
 
-    It serves one thread: a call while another thread is inside is a RuntimeError. A step that ends with an error or with
-    Ctrl-C leaves the state as it was.
+    It serves one thread: a call while another thread is inside is a RuntimeError. A step that ends with an
+    error or with Ctrl-C leaves the state as it was.
     """
 
     def __init__(self, model: Sequential, batch_size: int) -> None:
@@ -75,7 +75,7 @@ class ModelStream:
             except BaseException:
                 self._undo()
                 raise
-        return x[0] if unbatched else x[:]  # never the array itself, to which the caller could give another shape
+        return x[0] if unbatched else x[:]  # a view: the caller may give it another shape
 
     def _undo(self) -> None:
         """Take the layers back that were through with a step that others were not."""
@@ -88,9 +88,6 @@ class ModelStream:
         """The state of each layer, None for those without one."""
         with self._turn:
             return self._states()
-
-    def _states(self) -> list[State]:
-        return [None if stream is None else stream.state for stream in self._streams]
 
     @state.setter
     def state(self, states: Sequence[State]) -> None:
@@ -105,6 +102,9 @@ class ModelStream:
             except BaseException:
                 self._set_states(before)
                 raise
+
+    def _states(self) -> list[State]:
+        return [None if stream is None else stream.state for stream in self._streams]
 
     def _set_states(self, states: Sequence[State]) -> None:
         for stream, state in zip(self._streams, states, strict=True):

@@ -98,13 +98,13 @@ def get_num_threads() -> int:
 def release_memory() -> int:
     """Give the memory that is kept for later arrays back to the system.
 
-    Arrays that the library made and that nobody uses any more are kept for the next call, 64 MiB of them at most: most
-    calls want the arrays that the call before wanted.
+    The memory of freed arrays is kept for the next call, up to 64 MiB: most calls want the arrays that the
+    call before wanted.
 
     Returns
     -------
     int
-        How many bytes that were.
+        The bytes that were kept.
 
     Examples
     --------
@@ -162,4 +162,6 @@ if os.environ.get("FASTRNN_NUM_THREADS"):
         set_num_threads(int(os.environ["FASTRNN_NUM_THREADS"]))
     except ValueError as error:
         given = os.environ["FASTRNN_NUM_THREADS"]
-        raise ValueError(f"FASTRNN_NUM_THREADS is {given!r}, expected an integer from 1 to {_kernels.MOST_THREADS}") from error
+        raise ValueError(
+            f"FASTRNN_NUM_THREADS is {given!r}, expected an integer from 1 to {_kernels.MOST_THREADS}"
+        ) from error

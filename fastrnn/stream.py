@@ -18,8 +18,8 @@ class Stream:
 
     Everything is allocated when the stream is made: a step allocates nothing, and ``step`` returns the
     same array every time, overwritten by the next step (copy what you keep). Changes of the layer's
-    parameters are seen by the next step. One stream serves one thread, so make one for each: a call while another
-    thread is inside is a RuntimeError. A step that Ctrl-C ends leaves the state as it was.
+    parameters are seen by the next step. One stream serves one thread, so make one for each: a call while
+    another thread is inside is a RuntimeError. A step that Ctrl-C ends leaves the state as it was.
 
     Examples
     --------
