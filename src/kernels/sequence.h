@@ -541,13 +541,16 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
     span_t mine;
     if (!fastrnn_stopping(me, 0)) {
         mine = NAME(share_)(me, vector_count(AH), 1);
-        panels_of_columns(AH, 1, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
+        if (run->dweight_ih || run->dweight_hh)
+            panels_of_columns(AH, 1, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
         NAME(add_rows_)(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
-        NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, vector_count(P), 1));
+        if (run->dweight_hh)
+            NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, vector_count(P), 1));
         mine = NAME(share_)(me, vector_count(I), 1);
-        panels_of_columns(I, COLUMN_WIDTH, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
+        if (run->dweight_ih)
+            panels_of_columns(I, COLUMN_WIDTH, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
         mine = NAME(share_)(me, vector_count(H), 1);
-        if (run->panels_units)
+        if (run->panels_units && (run->dweight_hh || run->dweight_hr))
             panels_of_columns(H, units_width, rows, 0, rows, run->units, H, run->panels_units, mine.from, mine.to);
     }
     fastrnn_barrier(me);
@@ -557,28 +560,32 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
     p.w.width = COLUMN_WIDTH;
     p.a_k = LANES;
     p.a_panel = panel_size(rows, 1);
-    p.from = first_chunk ? 0 : p.to;
-    mine = NAME(share_)(me, direct, COLUMN_ROWS);
-    run_product(&p, mine.from, mine.to, 0, vector_count(P), 0, 0);
-    if (s->shape.has_reset) {
-        p.w.at = run->panels_units;
-        mine = NAME(share_)(me, H, COLUMN_ROWS);
-        run_product(&p, direct + mine.from, direct + mine.to, 0, vector_count(H), 0, 0);
-    }
-    p.units = p.ld_from = p.ld_to = I;
-    p.w.at = run->panels_x;
-    p.to = run->dweight_ih;
-    p.from = first_chunk ? 0 : p.to;
-    mine = NAME(share_)(me, direct_x, COLUMN_ROWS);
-    run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
-    if (s->shape.gates > s->shape.input_blocks) {
-        p.a_first = AH - H;
-        p.to += direct_x * I;
+    if (run->dweight_hh) {
         p.from = first_chunk ? 0 : p.to;
-        mine = NAME(share_)(me, H, COLUMN_ROWS);
-        run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
+        mine = NAME(share_)(me, direct, COLUMN_ROWS);
+        run_product(&p, mine.from, mine.to, 0, vector_count(P), 0, 0);
+        if (s->shape.has_reset) {
+            p.w.at = run->panels_units;
+            mine = NAME(share_)(me, H, COLUMN_ROWS);
+            run_product(&p, direct + mine.from, direct + mine.to, 0, vector_count(H), 0, 0);
+        }
     }
-    if (run->projected) {
+    if (run->dweight_ih) {
+        p.units = p.ld_from = p.ld_to = I;
+        p.w.at = run->panels_x;
+        p.to = run->dweight_ih;
+        p.from = first_chunk ? 0 : p.to;
+        mine = NAME(share_)(me, direct_x, COLUMN_ROWS);
+        run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
+        if (s->shape.gates > s->shape.input_blocks) {
+            p.a_first = AH - H;
+            p.to += direct_x * I;
+            p.from = first_chunk ? 0 : p.to;
+            mine = NAME(share_)(me, H, COLUMN_ROWS);
+            run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
+        }
+    }
+    if (run->dweight_hr) {
         product_t q = NAME(plain_product_)(me, rows, H, run->panels_units, rows, run->dh_kept, 1, run->dweight_hr);
         q.a_k = P;
         q.from = first_chunk ? 0 : q.to;

@@ -1,0 +1,245 @@
+/* Specs become a stack; weights become panels. */
+#include "stack.h"
+#include "dispatch.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAGIC UINT64_C(0x6c6e61706e747266)
+#define LARGEST INT64_C(0x7fffffff) /* BLAS takes its sizes as 32-bit integers */
+
+typedef struct {
+    uint64_t magic, hash;
+    char isa[16];
+    int32_t abi, passes;
+    int64_t begin; /* bytes from the head to the first panel */
+} head_t;
+
+/* ---- specs ----------------------------------------------------------------------------------------- */
+
+static int find_cell(const char *name)
+{
+    for (int k = 0; k < FASTRNN_CELLS; k++)
+        if (!strcmp(name, fastrnn_cell_shapes[k].name))
+            return k;
+    return -1;
+}
+
+static fastrnn_status read_spec(const fastrnn_spec *spec, fastrnn_layer *layer, char *error)
+{
+    const int cell = spec->cell ? find_cell(spec->cell) : -1;
+    if (cell < 0) {
+        snprintf(error, 256, "cell is \"%.40s\", which there is not", spec->cell ? spec->cell : "NULL");
+        return FASTRNN_INVALID;
+    }
+    const fastrnn_cell_shape shape = fastrnn_cell_shapes[cell];
+    const int64_t widest = shape.accumulators > shape.gates ? shape.accumulators : shape.gates;
+    const int projected = (spec->options & FASTRNN_PROJECTED) != 0;
+    if (spec->I < 1 || spec->H < 1 || spec->P < 1 || spec->I > LARGEST || spec->P > LARGEST ||
+        spec->H > LARGEST / widest) {
+        snprintf(error, 256, "I, H, P are %lld, %lld, %lld, expected at least 1 and at most %lld (A*H for H)",
+                 (long long)spec->I, (long long)spec->H, (long long)spec->P, (long long)LARGEST);
+        return FASTRNN_INVALID;
+    }
+    if (projected ? !shape.has_c : spec->P != spec->H) {
+        snprintf(error, 256, projected ? "%s cannot be projected" : "%s is not projected, but P is not H", shape.name);
+        return FASTRNN_INVALID;
+    }
+    if (spec->options & ~(uint64_t)(FASTRNN_BIAS_IH | FASTRNN_BIAS_HH | FASTRNN_PROJECTED)) {
+        snprintf(error, 256, "options are %llx, which this version does not know", (unsigned long long)spec->options);
+        return FASTRNN_UNSUPPORTED;
+    }
+    *layer = (fastrnn_layer){
+        .cell = cell,
+        .shape = shape,
+        .I = spec->I,
+        .H = spec->H,
+        .P = spec->P,
+        .G = shape.gates * spec->H,
+        .AH = shape.accumulators * spec->H,
+        .has_bias_ih = (spec->options & FASTRNN_BIAS_IH) != 0,
+        .has_bias_hh = (spec->options & FASTRNN_BIAS_HH) != 0,
+        .projected = projected,
+    };
+    return FASTRNN_OK;
+}
+
+static fastrnn_status check_neighbours(const fastrnn_stack *stack, const fastrnn_spec *specs, char *error)
+{
+    const fastrnn_layer *layers = stack->layers;
+    for (int k = 0; k < stack->L * stack->D; k++) {
+        const fastrnn_layer *first = &layers[k / stack->D * stack->D], *below = first - stack->D;
+        if (specs[k].dtype != stack->dtype || layers[k].shape.has_c != stack->has_c || layers[k].P != first->P ||
+            layers[k].I != first->I || (k >= stack->D && layers[k].I != stack->D * below->P)) {
+            snprintf(error, 256, "spec %d does not fit those before it", k);
+            return FASTRNN_INVALID;
+        }
+    }
+    return FASTRNN_OK;
+}
+
+static uint64_t mix(uint64_t hash, uint64_t value)
+{
+    hash = (hash ^ value) * UINT64_C(0x100000001b3);
+    return hash ^ hash >> 29;
+}
+
+static size_t layer_panels(const fastrnn_stack *stack, const fastrnn_layer *layer, int pass, size_t parts[3]);
+
+fastrnn_status fastrnn_stack_new(const fastrnn_spec *specs, int L, int D, fastrnn_stack **out, char error[256])
+{
+    *out = NULL;
+    if (L < 1 || D < 1 || D > 2 || (specs[0].dtype != FASTRNN_F32 && specs[0].dtype != FASTRNN_F64)) {
+        snprintf(error, 256, "L, D, dtype are %d, %d, %d", L, D, (int)specs[0].dtype);
+        return FASTRNN_INVALID;
+    }
+    fastrnn_stack *stack = calloc(1, sizeof *stack + sizeof(fastrnn_layer) * (size_t)(L * D));
+    if (!stack) {
+        snprintf(error, 256, "no memory for a stack of %d layers", L);
+        return FASTRNN_UNSUPPORTED;
+    }
+    stack->L = L, stack->D = D, stack->dtype = specs[0].dtype;
+    stack->item = stack->dtype == FASTRNN_F32 ? sizeof(float) : sizeof(double);
+    stack->hash = mix(mix(stack->item, (uint64_t)L), (uint64_t)D);
+    fastrnn_status status = FASTRNN_OK;
+    for (int k = 0; k < L * D && status == FASTRNN_OK; k++) {
+        fastrnn_layer *layer = &stack->layers[k];
+        status = read_spec(&specs[k], layer, error);
+        stack->width = D * layer->P > stack->width ? D * layer->P : stack->width;
+        stack->hash = mix(mix(mix(mix(stack->hash, (uint64_t)layer->cell), (uint64_t)layer->I), (uint64_t)layer->H),
+                          (uint64_t)(2 * layer->P + layer->projected));
+        for (int pass = 0; pass < 2; pass++) {
+            layer->panels_at[pass] = stack->panels[pass];
+            stack->panels[pass] += layer_panels(stack, layer, pass, (size_t[3]){0});
+        }
+    }
+    stack->has_c = stack->layers[0].shape.has_c;
+    if (status == FASTRNN_OK)
+        status = check_neighbours(stack, specs, error);
+    if (status == FASTRNN_OK)
+        *out = stack;
+    else
+        free(stack);
+    return status;
+}
+
+void fastrnn_stack_free(fastrnn_stack *stack) { free(stack); }
+
+/* ---- panels ---------------------------------------------------------------------------------------- */
+
+size_t fastrnn_panel_bytes(const fastrnn_stack *stack, int blocks, int64_t units, int64_t K)
+{
+    int64_t most = 0;
+    const int64_t item = (int64_t)stack->item;
+    for (int64_t bytes = 16; bytes <= 64; bytes *= 2) { /* of a vector */
+        const int64_t lanes = bytes / item;
+        const int64_t size = (blocks * ((units + lanes - 1) / lanes) + 3) * (K * lanes + 64 / item);
+        most = size > most ? size : most;
+    }
+    return (size_t)most * stack->item;
+}
+
+size_t fastrnn_sums_bytes(const fastrnn_stack *stack, const fastrnn_layer *layer, int64_t rows)
+{
+    const int64_t lanes = 64 / (int64_t)stack->item;
+    return (size_t)((1 + rows) * layer->shape.accumulators * ((layer->H + lanes - 1) / lanes * lanes)) * stack->item;
+}
+
+/* Bytes of the panels of W_ih, W_hh and W_hr, each a whole number of cache lines; their sum. */
+static size_t layer_panels(const fastrnn_stack *stack, const fastrnn_layer *layer, int pass, size_t parts[3])
+{
+    const fastrnn_cell_shape shape = layer->shape;
+    if (pass == 0) {
+        parts[0] = fastrnn_panel_bytes(stack, shape.gates, layer->H, layer->I);
+        parts[1] = fastrnn_panel_bytes(stack, shape.hidden_blocks, layer->H, layer->P);
+        if (shape.has_reset)
+            parts[1] += fastrnn_panel_bytes(stack, 1, layer->H, layer->H);
+        parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, layer->P, layer->H) : 0;
+    } else {
+        parts[0] = fastrnn_panel_bytes(stack, 1, layer->I, layer->G);
+        parts[1] = fastrnn_panel_bytes(stack, 1, layer->P, layer->G);
+        parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, layer->H, layer->P) : 0;
+    }
+    size_t sum = 0;
+    for (int part = 0; part < 3; part++)
+        sum += parts[part] = (parts[part] + 63) & ~(size_t)63;
+    return sum;
+}
+
+size_t fastrnn_panels_size(const fastrnn_stack *stack, int passes)
+{
+    return sizeof(head_t) + 64 + (passes & FASTRNN_FORWARD ? stack->panels[0] : 0) +
+           (passes & FASTRNN_BACKWARD ? stack->panels[1] : 0);
+}
+
+fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int pass, int k)
+{
+    const head_t *head = panels;
+    const fastrnn_layer *layer = &stack->layers[k];
+    const char *at = (const char *)panels + head->begin + layer->panels_at[pass];
+    size_t parts[3];
+    if (pass == 1 && head->passes & FASTRNN_FORWARD)
+        at += stack->panels[0];
+    layer_panels(stack, layer, pass, parts);
+    return (fastrnn_layer_panels){at, at + parts[0], at + parts[0] + parts[1]};
+}
+
+fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass)
+{
+    const head_t *head = panels;
+    const fastrnn_isa *isa = fastrnn_current_isa();
+    const int matches = head && head->magic == MAGIC && head->abi == FASTRNN_ABI && head->hash == stack->hash &&
+                        head->passes & (pass ? FASTRNN_BACKWARD : FASTRNN_FORWARD) &&
+                        !strncmp(head->isa, isa->name, sizeof head->isa) &&
+                        ((uintptr_t)panels + (uintptr_t)head->begin) % 64 == 0;
+    return matches ? FASTRNN_OK : FASTRNN_WRONG_PANELS;
+}
+
+#define PACK(TABLE, REAL)                                                                                    \
+    static void pack_##TABLE(const fastrnn_layer *layer, const fastrnn_weights *w, int pass,                  \
+                             fastrnn_layer_panels to)                                                        \
+    {                                                                                                        \
+        const fastrnn_table_##TABLE *table = fastrnn_current_isa()->TABLE;                                   \
+        const fastrnn_cell_shape shape = layer->shape;                                                       \
+        const int64_t H = layer->H, P = layer->P, direct = shape.hidden_blocks * H;                          \
+        REAL *ih = (REAL *)to.ih, *hh = (REAL *)to.hh, *hr = (REAL *)to.hr;                                  \
+        if (pass) {                                                                                          \
+            table->pack_columns(layer->I, layer->G, w->weight_ih, ih);                                       \
+            table->pack_columns(P, layer->G, w->weight_hh, hh);                                              \
+            if (layer->projected)                                                                            \
+                table->pack_columns(H, P, w->weight_hr, hr);                                                 \
+            return;                                                                                          \
+        }                                                                                                    \
+        table->pack_rows(shape.gates, H, layer->I, w->weight_ih, ih);                                        \
+        table->pack_rows(shape.hidden_blocks, H, P, w->weight_hh, hh);                                       \
+        if (shape.has_reset)                                                                                 \
+            table->pack_rows(1, H, H, (const REAL *)w->weight_hh + direct * H,                               \
+                             hh + table->packed_size(shape.hidden_blocks, H, P));                            \
+        if (layer->projected)                                                                                \
+            table->pack_rows(1, P, H, w->weight_hr, hr);                                                     \
+    }
+PACK(f32, float)
+PACK(f64, double)
+
+fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes, void *panels)
+{
+    const fastrnn_isa *isa = fastrnn_current_isa();
+    head_t *head = panels;
+    const uintptr_t after = (uintptr_t)panels + sizeof *head;
+    *head = (head_t){.magic = MAGIC, .hash = stack->hash, .abi = FASTRNN_ABI, .passes = passes};
+    strncpy(head->isa, isa->name, sizeof head->isa - 1);
+    head->begin = (int64_t)(((after + 63) & ~(uintptr_t)63) - (uintptr_t)panels);
+    if (!fastrnn_is_fused())
+        return FASTRNN_OK;
+    for (int pass = 0; pass < 2; pass++)
+        if (passes & (pass ? FASTRNN_BACKWARD : FASTRNN_FORWARD))
+            for (int k = 0; k < stack->L * stack->D; k++) {
+                const fastrnn_layer_panels to = fastrnn_panels_of(stack, panels, pass, k);
+                if (stack->dtype == FASTRNN_F32)
+                    pack_f32(&stack->layers[k], &weights[k], pass, to);
+                else
+                    pack_f64(&stack->layers[k], &weights[k], pass, to);
+            }
+    return FASTRNN_OK;
+}
