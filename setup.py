@@ -4,6 +4,7 @@ Only the per-ISA files get machine flags, so the package runs on any processor o
 FASTRNN_WERROR=1 turns warnings into errors; FASTRNN_SANITIZE=address,undefined builds with sanitizers.
 """
 
+import glob
 import os
 import platform
 
@@ -11,7 +12,8 @@ import numpy
 from setuptools import Extension, setup
 
 KERNELS = "src/kernels/"
-HEADERS = [KERNELS + h for h in sorted(os.listdir(KERNELS)) if h.endswith(".h")]
+HEADERS = sorted(glob.glob(KERNELS + "**/*.h", recursive=True))
+ENGINE = ["dispatch.c", "memory.c", "threads.c", *(f"engine/{part}.c" for part in ("executor", "map", "stack"))]
 MACHINE = platform.machine().lower()
 AVX2 = ["-mavx2", "-mfma"]
 ISAS = {"baseline": []}
@@ -47,9 +49,9 @@ libraries = [
 ]
 extension = Extension(
     "fastrnn._kernels",
-    sources=["fastrnn/_kernels.pyx", *(KERNELS + part for part in ("dispatch.c", "memory.c", "threads.c"))],
+    sources=["fastrnn/_kernels.pyx", *(KERNELS + part for part in ENGINE)],
     depends=HEADERS,
-    include_dirs=[KERNELS, numpy.get_include()],
+    include_dirs=[KERNELS, KERNELS + "include", KERNELS + "engine", numpy.get_include()],
     define_macros=[*MACROS, ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
     libraries=[name for name, _ in libraries],
     extra_compile_args=[*FLAGS, "-Wno-unused-parameter", "-Wno-unused-function"],

@@ -1,20 +1,23 @@
-"""One layer, one direction, forward and back, over packed rows: what Python calls.
+"""The engine (src/kernels/include/fastrnn.h), as Python calls it, and its BLAS back end.
 
-There are two ways to run one. The fused engine (src/kernels/sequence.h) does all of it, where the processor
-has an instruction set for it. The portable path stands here: loops over time whose products are BLAS calls
-and whose elementwise steps are a cell of src/kernels, chosen by number. Both know a cell only by its
-`fastrnn_cell_shape`: how many accumulators it has and which products feed them.
+    BLAS        loops over time whose products are BLAS calls and whose elementwise steps are the cells of src/kernels:
+                what the engine runs where the processor has none of its fused kernels, and what FASTRNN_ISA=blas asks for
+    Memory      blocks that large arrays and workspaces come from
+    Weights     the parameters of a stack, and their panels
+    Map         which steps of a batch are real, compiled
+    Stack       a stack of layers: inference, training, and the tape between forward and backward
+    Stepper     one step at a time, without allocating
 
-`fastrnn_run` (src/kernels/kernels.h) names every array and its shape. Nothing here validates:
-fastrnn/sequence.py hands over arrays that it has made or checked itself.
+Arguments have been checked (fastrnn/arguments.py); what is checked again is what decides whether memory is safe.
 """
 
 cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject
 from cython cimport floating as real
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
@@ -39,6 +42,86 @@ cdef extern from "memory.h" nogil:
     void fastrnn_give_block(Block)
     size_t fastrnn_spare_bytes()
     size_t fastrnn_release_memory()
+
+cdef extern from "fastrnn.h" nogil:
+    enum:
+        FASTRNN_F32
+        FASTRNN_F64
+        FASTRNN_FORWARD
+        FASTRNN_BACKWARD
+        FASTRNN_KEEP_NOTHING
+        FASTRNN_KEEP_ALL
+        FASTRNN_BIAS_IH
+        FASTRNN_BIAS_HH
+        FASTRNN_PROJECTED
+        FASTRNN_REVERSE
+    ctypedef enum fastrnn_status:
+        FASTRNN_OK
+        FASTRNN_STOPPED
+    ctypedef struct fastrnn_spec:
+        size_t size
+        const char *cell
+        int dtype
+        int64_t I, H, P
+        uint64_t options
+    ctypedef struct fastrnn_stack:
+        pass
+    fastrnn_status fastrnn_stack_new(const fastrnn_spec *, int, int, fastrnn_stack **, char *)
+    void fastrnn_stack_free(fastrnn_stack *)
+    ctypedef struct fastrnn_batch:
+        size_t size
+        int64_t T, B
+        const int64_t *lengths
+        const int64_t *batch_sizes
+        const uint8_t *mask
+        const uint8_t *reset
+        int64_t mask_step, mask_row, reset_step, reset_row
+        int repeat_masked
+    size_t fastrnn_map_size(int64_t, int64_t)
+    fastrnn_status fastrnn_map(const fastrnn_batch *, void *, char *)
+    void fastrnn_map_counts(const void *, int64_t *, int64_t *)
+    ctypedef struct fastrnn_weights:
+        size_t size
+        void *weight_ih
+        void *weight_hh
+        void *bias_ih
+        void *bias_hh
+        void *weight_hr
+    size_t fastrnn_panels_size(const fastrnn_stack *, int)
+    fastrnn_status fastrnn_pack(const fastrnn_stack *, const fastrnn_weights *, int, void *)
+    ctypedef struct fastrnn_sequence:
+        void *data
+        int64_t step, row
+    ctypedef struct fastrnn_call:
+        size_t size
+        const void *map
+        int64_t T, B
+        int keep, threads
+        const fastrnn_weights *weights
+        const void *panels
+        const void *panels_backward
+        fastrnn_sequence x, y
+        const void *h_0
+        const void *c_0
+        void *h_n
+        void *c_n
+        const uint8_t *x_masks
+        double x_scale
+        void *tape
+        void *workspace
+        size_t tape_size, workspace_size
+        fastrnn_sequence dy, dx
+        const void *dh_n
+        const void *dc_n
+        void *dh_0
+        void *dc_0
+        const fastrnn_weights *dweights
+        int (*poll)(void *) except -1 nogil
+        void *poll_context
+    void fastrnn_call_sizes(const fastrnn_stack *, const fastrnn_call *, int, size_t *, size_t *)
+    fastrnn_status fastrnn_check(const fastrnn_stack *, const fastrnn_call *, int, char *)
+    fastrnn_status fastrnn_forward(const fastrnn_stack *, const fastrnn_call *)
+    fastrnn_status fastrnn_backward(const fastrnn_stack *, const fastrnn_call *)
 
 cdef extern from "threads.h" nogil:
     enum:
@@ -169,14 +252,25 @@ cdef extern from "kernels.h" nogil:
     double fastrnn_seconds()
 
 
+cdef extern from "dispatch.h" nogil:
+    ctypedef struct fastrnn_backend:
+        int (*forward[2])(Run *) except -1 nogil
+        int (*backward[2])(Run *) except -1 nogil
+    const fastrnn_isa *fastrnn_current_isa()
+    int fastrnn_is_fused()
+    const fastrnn_backend *fastrnn_current_backend()
+    void fastrnn_use(const fastrnn_isa *, const fastrnn_backend *)
+    int fastrnn_most_threads()
+    int fastrnn_use_threads(int)
+
+
 # --- the engine in use --------------------------------------------------------------------------------
+
+MOST_THREADS = FASTRNN_MOST_THREADS  # of one call
 
 cdef const fastrnn_isa *available_isas[FASTRNN_MOST_ISAS]
 cdef int isa_count = fastrnn_available_isas(available_isas)
-cdef const fastrnn_isa *isa = available_isas[isa_count - 1]  # of the elementwise kernels, and of the engine
-cdef bint fused = isa.f32.run_forward != NULL  # products by the engine, not by BLAS
-cdef int most_threads = 1
-MOST_THREADS = FASTRNN_MOST_THREADS  # of one call
+cdef fastrnn_backend blas_backend
 
 
 def engines():
@@ -191,35 +285,34 @@ def engines():
 
 def use_engine(str name):
     """Run everything from now on by the engine `name`, one of engines(). Returns the one used before."""
-    global isa, fused
     before = engine()
     names = [available_isas[k].name.decode() for k in range(isa_count)]
     isa = available_isas[isa_count - 1 if name == "blas" else names.index(name)]
     fused = name != "blas" and isa.f32.run_forward != NULL
+    fastrnn_use(isa, NULL if fused else &blas_backend)
     return before
 
 
 def engine():
     """The name of the engine in use."""
-    blas = not fused and (isa_count == 1 or isa.f32.run_forward != NULL)
+    isa = fastrnn_current_isa()
+    blas = not fastrnn_is_fused() and (isa_count == 1 or isa.f32.run_forward != NULL)
     return "blas" if blas else isa.name.decode()
 
 
 def is_fused():
     """Whether products are the engine's own, not BLAS's."""
-    return fused
+    return bool(fastrnn_is_fused())
 
 
 def use_threads(int n):
     """Let the engine use up to `n` threads. Returns the number before."""
-    global most_threads
-    before, most_threads = most_threads, n
-    return before
+    return fastrnn_use_threads(n)
 
 
 def threads():
     """The most threads that the engine uses."""
-    return most_threads
+    return fastrnn_most_threads()
 
 
 def cell_shapes():
@@ -252,12 +345,15 @@ cdef int ask_for_signals(void *watch) except -1 nogil:
     return look_for_signals(<Watch *>watch)
 
 
-cdef int check_end(int end) except -1 nogil:
-    """What a call of the engine returned, if it is not an exception: 0, or that the process forked meanwhile."""
-    if end:
-        with gil:
-            raise RuntimeError("the process forked in the middle of a call of fastrnn: the child cannot finish it")
-    return 0
+cdef inline int ask(const Poll *poll) except -1 nogil:
+    return poll.ask(poll.context) if poll.ask != NULL else 0
+
+
+cdef int raise_stopped() except -1:
+    """A call of the engine has ended early: the exception is set, or the process forked meanwhile."""
+    if PyErr_Occurred():
+        return -1
+    raise RuntimeError("the process forked in the middle of a call of fastrnn: the child cannot finish it")
 
 
 # --- BLAS, row-major ----------------------------------------------------------------------------------
@@ -297,7 +393,7 @@ cdef inline void gemm(char *trans_a, char *trans_b, int m, int n, int k, const r
         dgemm(trans_a, trans_b, &m, &n, &k, &alpha, <real *>a, &lda, <real *>b, &ldb, &beta, c, &ldc)
 
 
-cdef inline int gemm_nt(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
+cdef inline int gemm_nt(const Poll *poll, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
                         const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) except -1 nogil:
     """c (M, N) = a (M, K) b (N, K)^T + beta c"""
     cdef Py_ssize_t row, rows, most
@@ -312,11 +408,11 @@ cdef inline int gemm_nt(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, 
              <int>ldc)
         row += rows
         if row < M:
-            look_for_signals(watch)
+            ask(poll)
     return 0
 
 
-cdef inline int gemm_nn(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
+cdef inline int gemm_nn(const Poll *poll, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
                         const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) except -1 nogil:
     """c (M, N) = a (M, K) b (K, N) + beta c"""
     cdef Py_ssize_t row, rows, most
@@ -331,11 +427,11 @@ cdef inline int gemm_nn(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, 
              <int>ldc)
         row += rows
         if row < M:
-            look_for_signals(watch)
+            ask(poll)
     return 0
 
 
-cdef inline int gemm_tn(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
+cdef inline int gemm_tn(const Poll *poll, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const real *a, Py_ssize_t lda,
                         const real *b, Py_ssize_t ldb, real beta, real *c, Py_ssize_t ldc) except -1 nogil:
     """c (M, N) = a (K, M)^T b (K, N) + beta c"""
     cdef Py_ssize_t k = 0, rows, most = rows_of_piece(M, N)
@@ -345,7 +441,7 @@ cdef inline int gemm_tn(Watch *watch, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, 
         beta = 1
         k += rows
         if k < K:
-            look_for_signals(watch)
+            ask(poll)
     return 0
 
 
@@ -382,7 +478,7 @@ cdef inline void combine_bias(real *_, const Run *a) noexcept nogil:
             bias[k] += b_hh[k]
 
 
-cdef int project_input(real *_, const Run *a, Watch *watch, Py_ssize_t rows, const real *x,
+cdef int project_input(real *_, const Run *a, const Poll *poll, Py_ssize_t rows, const real *x,
                        real *gates) except -1 nogil:
     """gates (rows, AH) = bias + x W_ih^T, each block to its accumulator."""
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
@@ -391,13 +487,13 @@ cdef int project_input(real *_, const Run *a, Watch *watch, Py_ssize_t rows, con
     for row in range(rows):
         memcpy(gates + row * AH, a.bias, AH * sizeof(real))
         if row % 1024 == 1023:
-            look_for_signals(watch)
-    gemm_nt(watch, rows, direct, a.I, x, a.I, w, a.I, <real>1, gates, AH)
+            ask(poll)
+    gemm_nt(poll, rows, direct, a.I, x, a.I, w, a.I, <real>1, gates, AH)
     if shape.gates > shape.input_blocks:
-        gemm_nt(watch, rows, H, a.I, x, a.I, w + direct * a.I, a.I, <real>1, gates + AH - H, AH)
+        gemm_nt(poll, rows, H, a.I, x, a.I, w + direct * a.I, a.I, <real>1, gates + AH - H, AH)
 
 
-cdef int forward_run(real *tag, const Run *a, Watch *watch) except -1 nogil:
+cdef int forward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
     """y, h_n, c_n of one layer and direction; fills `gates` and `c_kept` if they are kept.
 
     What is kept as gates are sums until the cell has run, so they need no scratch.
@@ -413,17 +509,17 @@ cdef int forward_run(real *tag, const Run *a, Watch *watch) except -1 nogil:
     cdef real *y
     cdef real *kept
     if real is float:
-        cell = isa.f32.cell[a.cell]
+        cell = fastrnn_current_isa().f32.cell[a.cell]
         step_sums = fastrnn_sums_f32(NULL, AH, H, 1)
     else:
-        cell = isa.f64.cell[a.cell]
+        cell = fastrnn_current_isa().f64.cell[a.cell]
         step_sums = fastrnn_sums_f64(NULL, AH, H, 1)
     while done < a.T:
         steps = next_chunk(a, done, a.reverse)
         t = a.T - done - steps if a.reverse else done
         first = a.offsets[t]
         sums = <real *>a.sums if a.gates == NULL else <real *>a.gates + first * AH
-        project_input(tag, a, watch, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, sums)
+        project_input(tag, a, poll, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, sums)
         for step in range(steps):
             t = a.T - done - step - 1 if a.reverse else done + step
             n = a.offsets[t + 1] - a.offsets[t]
@@ -431,18 +527,18 @@ cdef int forward_run(real *tag, const Run *a, Watch *watch) except -1 nogil:
             gates = NULL if a.gates == NULL else step_sums.at
             y = <real *>a.y + a.offsets[t] * a.ldy
             kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
-            gemm_nt(watch, n, direct, P, h, P, w_hh, P, <real>1, step_sums.at, AH)
+            gemm_nt(poll, n, direct, P, h, P, w_hh, P, <real>1, step_sums.at, AH)
             if shape.has_reset:
                 cell.reset_forward(n, H, 0, H, &step_sums, h, H, unit)
-                gemm_nt(watch, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums.at + direct, AH)
+                gemm_nt(poll, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums.at + direct, AH)
             if a.projected:
                 cell.forward(n, H, 0, H, &step_sums, gates, NULL, 0, unit, H, <real *>a.c, kept)
-                gemm_nt(watch, n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
+                gemm_nt(poll, n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
             else:
                 cell.forward(n, H, 0, H, &step_sums, gates, h, H, h, H, <real *>a.c, kept)
             for row in range(n):
                 memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
-            look_for_signals(watch)
+            ask(poll)
         done += steps
     return 0
 
@@ -459,7 +555,7 @@ cdef void rows_before(real *out, const real *kept, Py_ssize_t ld, const real *in
     memcpy(out + m * width, initial + m * width, (n - m) * width * sizeof(real))
 
 
-cdef int backward_step(real *tag, const Run *a, Watch *watch, Py_ssize_t t, Py_ssize_t at) except -1 nogil:
+cdef int backward_step(real *tag, const Run *a, const Poll *poll, Py_ssize_t t, Py_ssize_t at) except -1 nogil:
     """dgates of step t, to row `at` of the chunk's scratch, and dh, dc of the step before it."""
     cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
     cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
@@ -474,9 +570,9 @@ cdef int backward_step(real *tag, const Run *a, Watch *watch, Py_ssize_t t, Py_s
     cdef const real *c = NULL
     cdef const real *dy = <const real *>a.dy + first * a.lddy if a.dy != NULL else NULL
     if real is float:
-        cell = isa.f32.cell[a.cell]
+        cell = fastrnn_current_isa().f32.cell[a.cell]
     else:
-        cell = isa.f64.cell[a.cell]
+        cell = fastrnn_current_isa().f64.cell[a.cell]
     rows_before(h_prev, <const real *>a.y, a.ldy, <const real *>a.h, P, a, t)
     if shape.has_c:
         c = <const real *>a.c_kept + first * H
@@ -489,16 +585,16 @@ cdef int backward_step(real *tag, const Run *a, Watch *watch, Py_ssize_t t, Py_s
             dy = NULL
         memcpy(<real *>a.dh_kept + at * P, dh, n * P * sizeof(real))
         dh_cell = <real *>a.dunit
-        gemm_nn(watch, n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
+        gemm_nn(poll, n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
     cell.backward(n, H, 0, H, gates, h_prev, P, c, <const real *>a.c_prev, dy, a.lddy, dgates, dh_cell,
                   <real *>a.dc, units)
     if shape.has_reset:
-        gemm_nn(watch, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
+        gemm_nn(poll, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
         cell.reset_backward(n, H, 0, H, gates, h_prev, H, units, dgates, dh)
-    gemm_nn(watch, n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
+    gemm_nn(poll, n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
 
 
-cdef int backward_products(real *tag, const Run *a, Watch *watch, Py_ssize_t first, Py_ssize_t rows,
+cdef int backward_products(real *tag, const Run *a, const Poll *poll, Py_ssize_t first, Py_ssize_t rows,
                            bint first_chunk) except -1 nogil:
     """What a chunk of `rows` packed rows adds to the gradients of the parameters, and its dx."""
     cdef real before = <real>0 if first_chunk else <real>1
@@ -511,26 +607,28 @@ cdef int backward_products(real *tag, const Run *a, Watch *watch, Py_ssize_t fir
     cdef real *dw_ih = <real *>a.dweight_ih
     cdef real *dw_hh = <real *>a.dweight_hh
     cdef real *dx
-    gemm_tn(watch, direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, before, dw_hh, P)
-    gemm_tn(watch, direct_x, I, rows, dgates, AH, x, I, before, dw_ih, I)
-    if shape.gates > shape.input_blocks:
-        gemm_tn(watch, H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
-    if shape.has_reset:
-        gemm_tn(watch, H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, before, dw_hh + direct_h * H, H)
-    if a.projected:
-        gemm_tn(watch, P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
+    if dw_hh != NULL:
+        gemm_tn(poll, direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, before, dw_hh, P)
+        if shape.has_reset:
+            gemm_tn(poll, H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, before, dw_hh + direct_h * H, H)
+    if dw_ih != NULL:
+        gemm_tn(poll, direct_x, I, rows, dgates, AH, x, I, before, dw_ih, I)
+        if shape.gates > shape.input_blocks:
+            gemm_tn(poll, H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
+    if a.dweight_hr != NULL:
+        gemm_tn(poll, P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
     if real is float:
-        isa.f32.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
+        fastrnn_current_isa().f32.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
     else:
-        isa.f64.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
+        fastrnn_current_isa().f64.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
     if a.dx != NULL:
         dx = <real *>a.dx + first * I
-        gemm_nn(watch, rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
+        gemm_nn(poll, rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
         if shape.gates > shape.input_blocks:
-            gemm_nn(watch, rows, I, H, dgates + AH - H, AH, w_ih + direct_x * I, I, <real>1, dx, I)
+            gemm_nn(poll, rows, I, H, dgates + AH - H, AH, w_ih + direct_x * I, I, <real>1, dx, I)
 
 
-cdef int backward_run(real *tag, const Run *a, Watch *watch) except -1 nogil:
+cdef int backward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
     """BPTT of one layer and direction: against the order of forward_run, chunk by chunk."""
     cdef Py_ssize_t done = 0, steps, step, t, first
     while done < a.T:
@@ -538,49 +636,54 @@ cdef int backward_run(real *tag, const Run *a, Watch *watch) except -1 nogil:
         first = a.offsets[done if a.reverse else a.T - done - steps]
         for step in range(steps):
             t = done + step if a.reverse else a.T - done - step - 1
-            backward_step(tag, a, watch, t, a.offsets[t] - first)
-            look_for_signals(watch)
+            backward_step(tag, a, poll, t, a.offsets[t] - first)
+            ask(poll)
         t = done if a.reverse else a.T - done - steps
-        backward_products(tag, a, watch, first, a.offsets[t + steps] - first, done == 0)
+        backward_products(tag, a, poll, first, a.offsets[t + steps] - first, done == 0)
         done += steps
     return 0
 
 
-# --- either way ---------------------------------------------------------------------------------------
-
-cdef int run_forward(Run *a, bint single) except -1 nogil:
-    cdef Watch watch = Watch(fastrnn_seconds(), fastrnn_flush_denormals())
-    a.poll.ask, a.poll.context = ask_for_signals, &watch
+cdef int forward_by_blas(real *tag, Run *a) except -1 nogil:
+    """`fastrnn_backend.forward`"""
+    cdef uint64_t mode = fastrnn_flush_denormals()
     try:
-        if fused:
-            check_end(isa.f32.run_forward(a) if single else isa.f64.run_forward(a))
-        elif single:
-            combine_bias(<float *>NULL, a)
-            forward_run(<float *>NULL, a, &watch)
-        else:
-            combine_bias(<double *>NULL, a)
-            forward_run(<double *>NULL, a, &watch)
+        combine_bias(tag, a)
+        return forward_run(tag, a, &a.poll)
     finally:
-        fastrnn_restore_mode(watch.mode)
-    return 0
+        fastrnn_restore_mode(mode)
 
 
-cdef int run_backward(Run *a, bint single) except -1 nogil:
-    cdef Watch watch = Watch(fastrnn_seconds(), fastrnn_flush_denormals())
-    a.poll.ask, a.poll.context = ask_for_signals, &watch
+cdef int backward_by_blas(real *tag, Run *a) except -1 nogil:
+    """`fastrnn_backend.backward`"""
+    cdef uint64_t mode = fastrnn_flush_denormals()
     try:
-        if fused:
-            check_end(isa.f32.run_backward(a) if single else isa.f64.run_backward(a))
-        elif single:
-            backward_run(<float *>NULL, a, &watch)
-        else:
-            backward_run(<double *>NULL, a, &watch)
+        return backward_run(tag, a, &a.poll)
     finally:
-        fastrnn_restore_mode(watch.mode)
-    return 0
+        fastrnn_restore_mode(mode)
 
 
-# --- memory and weights -------------------------------------------------------------------------------
+cdef int forward_f32(Run *a) except -1 nogil:
+    return forward_by_blas(<float *>NULL, a)
+
+
+cdef int forward_f64(Run *a) except -1 nogil:
+    return forward_by_blas(<double *>NULL, a)
+
+
+cdef int backward_f32(Run *a) except -1 nogil:
+    return backward_by_blas(<float *>NULL, a)
+
+
+cdef int backward_f64(Run *a) except -1 nogil:
+    return backward_by_blas(<double *>NULL, a)
+
+
+blas_backend.forward[0], blas_backend.forward[1] = forward_f32, forward_f64
+blas_backend.backward[0], blas_backend.backward[1] = backward_f32, backward_f64
+
+
+# --- memory -----------------------------------------------------------------------------------------
 
 cdef inline void *data(object array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
@@ -608,6 +711,14 @@ cdef class Memory:
                 raise MemoryError(f"{size} bytes for the arrays of a layer")
             PyTraceMalloc_Track(TRACE_DOMAIN, <uintptr_t>self.block.start, self.block.size)
         return self.block.start
+
+
+    cdef bytes content(self, size_t size):
+        return PyBytes_FromStringAndSize(<char *>self.block.start, size)
+
+    cdef int fill(self, bytes content) except -1:
+        memcpy(self.reserve(len(content)), <char *>content, len(content))
+        return 0
 
 
 cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
@@ -646,44 +757,55 @@ def empty(tuple shape, dtype):
     return new_array(len(shape), sizes, cnp.NPY_FLOAT32 if dtype == np.float32 else cnp.NPY_FLOAT64)
 
 
+# --- weights ------------------------------------------------------------------------------------------
+
 cdef class Weights:
-    """The weights of one layer and direction, and the engine's packed copies of them.
+    """The parameters of a stack, and their panels.
 
-    weight_ih (G, I), weight_hh (G, P), bias_ih, bias_hh (G,), weight_hr (P, H); the last three may be None.
-
-    Without `owner`, they are those of one call: packed when they are first used. With it, the dict of a
-    layer that holds the same arrays, they live on, and what is packed is packed again when they may have
-    changed. Nobody can change them who does not hold a view, and `lend` is called when one is made,
-    before it is given away (not earlier: a call meanwhile would find nobody to hold it); from then on, until
-    the last one is gone, contents are compared with a copy at every use.
+    `arrays` has a tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) for each layer and direction; the last three
+    may be None. Without `owner`, they are those of one call: packed when they are first used. With it, the dict of a
+    layer that holds the same arrays, they live on, and are packed again when they may have changed. They can change only
+    through a view. `lend` marks the panels as possibly stale; it is called when a view has been made, before it is given
+    away (not earlier: a call meanwhile would find nobody to hold it). From then on, until the last view is gone, every
+    use compares the matrices with a copy.
     """
 
-    cdef readonly int cell
+    cdef readonly list arrays
     cdef readonly Py_ssize_t packings  # how often panels were made
-    cdef readonly object weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
     cdef object owner
-    cdef bint lent
+    cdef bint lent, has_copy
+    cdef bint has_panels[2]
     cdef const fastrnn_isa *packed_by
-    cdef bint has_rows, has_columns, has_copy
-    cdef Memory rows, columns, copy
+    cdef fastrnn_weights *pointers
+    cdef PyObject **matrices  # borrowed: `arrays` holds them
+    cdef Py_ssize_t matrix_count
+    cdef Memory panels_forward, panels_backward, copy
 
-    def __init__(self, int cell, weight_ih, weight_hh, bias_ih=None, bias_hh=None, weight_hr=None, *, owner=None):
-        arrays = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    def __cinit__(self, list arrays, *, owner=None):
+        cdef Py_ssize_t k
         if owner is None:  # what the caller does to the shape or dtype of an array shall not reach this object
-            arrays = tuple([None if array is None else array.view() for array in arrays])
-        self.cell, self.owner = cell, owner
-        self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr = arrays
-        self.rows, self.columns, self.copy = Memory(), Memory(), Memory()
+            arrays = [tuple([None if array is None else array.view() for array in part]) for part in arrays]
+        self.arrays, self.owner = arrays, owner
+        self.panels_forward, self.panels_backward, self.copy = Memory(), Memory(), Memory()
+        self.pointers = <fastrnn_weights *>PyMem_Calloc(len(arrays), sizeof(fastrnn_weights))
+        self.matrices = <PyObject **>PyMem_Calloc(3 * len(arrays), sizeof(PyObject *))
+        if self.pointers == NULL or self.matrices == NULL:
+            raise MemoryError
+        for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(arrays):
+            self.pointers[k] = fastrnn_weights(
+                sizeof(fastrnn_weights), data(weight_ih), data(weight_hh), data(bias_ih), data(bias_hh), data(weight_hr)
+            )
+            for matrix in (weight_ih, weight_hh, weight_hr):
+                if matrix is not None:
+                    self.matrices[self.matrix_count] = <PyObject *>matrix
+                    self.matrix_count += 1
 
-    @property
-    def named(self):
-        """Name -> array, of those that there are."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+    def __dealloc__(self):
+        PyMem_Free(self.pointers)
+        PyMem_Free(self.matrices)
 
     def __reduce__(self):
-        arrays = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
-        return _remake_weights, (self.cell, arrays, self.owner)
+        return _remake_weights, (self.arrays, self.owner)
 
     def lend(self):
         """To be called once there is a view that somebody will be given, or after a change."""
@@ -691,34 +813,37 @@ cdef class Weights:
 
     cdef bint lent_still(self):
         """Whether anyone but this object and the owner refers to a matrix: every view refers to it."""
-        return (Py_REFCNT(<PyObject *>self.weight_ih) > 2 or Py_REFCNT(<PyObject *>self.weight_hh) > 2
-                or (self.weight_hr is not None and Py_REFCNT(<PyObject *>self.weight_hr) > 2))
+        cdef Py_ssize_t k
+        for k in range(self.matrix_count):
+            if Py_REFCNT(self.matrices[k]) > 2:
+                return True
+        return False
 
     cdef bint compare(self, bint write) except -1:
         """Whether the copy differs; with `write`, it is made instead."""
         cdef size_t offset = 0, size = 0
-        cdef bint differs = False
+        cdef Py_ssize_t k
         cdef char *copy
-        cdef void *at
-        for array in (self.weight_ih, self.weight_hh, self.weight_hr):
-            size += 0 if array is None else array.nbytes
+        for k in range(self.matrix_count):
+            size += cnp.PyArray_NBYTES(<cnp.ndarray>self.matrices[k])
         copy = <char *>self.copy.reserve(size)
-        for array in (self.weight_ih, self.weight_hh, self.weight_hr):
-            if array is not None:
-                size, at = array.nbytes, data(array)
-                if write:
-                    memcpy(copy + offset, at, size)
-                elif memcmp(copy + offset, at, size):
-                    return True
-                offset += size
-        return differs
+        for k in range(self.matrix_count):
+            size = cnp.PyArray_NBYTES(<cnp.ndarray>self.matrices[k])
+            at = cnp.PyArray_DATA(<cnp.ndarray>self.matrices[k])
+            if write:
+                memcpy(copy + offset, at, size)
+            elif memcmp(copy + offset, at, size):
+                return True
+            offset += size
+        return False
 
-    cdef int attach(self, Run *a, bint backward) except -1:
-        """Point `a` to the matrices, and to fresh panels of them."""
+    cdef int attach(self, const fastrnn_stack *stack, fastrnn_call *call, bint backward) except -1:
+        """Point `call` to the arrays, and to fresh panels of them."""
         cdef bint stale, watched
-        a.weight_ih, a.weight_hh, a.weight_hr = data(self.weight_ih), data(self.weight_hh), data(self.weight_hr)
-        a.bias_ih, a.bias_hh = data(self.bias_ih), data(self.bias_hh)
-        if not fused:
+        cdef Memory memory = self.panels_backward if backward else self.panels_forward
+        cdef const fastrnn_isa *isa = fastrnn_current_isa()
+        call.weights = self.pointers
+        if not fastrnn_is_fused():
             return 0
         stale = self.packed_by != isa
         if self.lent:
@@ -729,403 +854,276 @@ cdef class Weights:
             self.has_copy = watched
             self.lent = watched
         if stale:
-            self.has_rows = self.has_columns = False
+            self.has_panels[0] = self.has_panels[1] = False
             self.packed_by = isa
-        if cnp.PyArray_TYPE(self.weight_ih) == cnp.NPY_FLOAT32:
-            self.pack(<float *>NULL, a, backward)
+        if not self.has_panels[backward]:
+            passes = FASTRNN_BACKWARD if backward else FASTRNN_FORWARD
+            memory.reserve(fastrnn_panels_size(stack, passes))
+            fastrnn_pack(stack, self.pointers, passes, memory.block.start)
+            self.has_panels[backward] = True
+            self.packings += 1
+        if backward:
+            call.panels_backward = memory.block.start
         else:
-            self.pack(<double *>NULL, a, backward)
-        return 0
-
-    cdef int pack(self, real *_, Run *a, bint backward) except -1:
-        cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-        cdef Py_ssize_t H = a.H, P = a.P, I = a.I, G = shape.gates * H, direct = shape.hidden_blocks * H
-        cdef Py_ssize_t ih, hh, rest = 0, hr = 0
-        cdef const real *w_ih = <const real *>a.weight_ih
-        cdef const real *w_hh = <const real *>a.weight_hh
-        cdef const real *w_hr = <const real *>a.weight_hr
-        cdef real *to
-        if real is float:
-            table = isa.f32
-        else:
-            table = isa.f64
-        if not backward:
-            ih, hh = table.packed_size(shape.gates, H, I), table.packed_size(shape.hidden_blocks, H, P)
-            if shape.has_reset:
-                rest = table.packed_size(1, H, H)
-            if w_hr != NULL:
-                hr = table.packed_size(1, P, H)
-            to = <real *>self.rows.reserve((ih + hh + rest + hr) * sizeof(real))
-            a.packed_ih, a.packed_hh, a.packed_hr = to, to + ih, to + ih + hh + rest
-            if not self.has_rows:
-                table.pack_rows(shape.gates, H, I, w_ih, to)
-                table.pack_rows(shape.hidden_blocks, H, P, w_hh, to + ih)
-                if shape.has_reset:
-                    table.pack_rows(1, H, H, w_hh + direct * H, to + ih + hh)
-                if w_hr != NULL:
-                    table.pack_rows(1, P, H, w_hr, to + ih + hh + rest)
-                self.has_rows = True
-                self.packings += 1
-        else:
-            ih, hh = table.packed_size(1, I, G), table.packed_size(1, P, G)
-            if w_hr != NULL:
-                hr = table.packed_size(1, H, P)
-            to = <real *>self.columns.reserve((ih + hh + hr) * sizeof(real))
-            a.columns_ih, a.columns_hh, a.columns_hr = to, to + ih, to + ih + hh
-            if not self.has_columns:
-                table.pack_columns(I, G, w_ih, to)
-                table.pack_columns(P, G, w_hh, to + ih)
-                if w_hr != NULL:
-                    table.pack_columns(H, P, w_hr, to + ih + hh)
-                self.has_columns = True
-                self.packings += 1
+            call.panels = memory.block.start
         return 0
 
 
-def _remake_weights(int cell, arrays, owner):
-    return Weights(cell, *arrays, owner=owner)
+def _remake_weights(arrays, owner):
+    return Weights(arrays, owner=owner)
 
 
-# --- from Python --------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------------
 
-cdef inline Py_ssize_t row_stride(array):
-    """Numbers from a row of (N, K) or (T, B, K) to the next."""
-    return cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 2) // cnp.PyArray_ITEMSIZE(array)
+cdef class Map:
+    """Which steps of a batch (T, B) are real, and where episodes begin, compiled for the engine.
 
-
-cdef int fill(Run *a, Weights weights, bint reverse, offsets, x, h, c, y) except -1:
-    memset(a, 0, sizeof(Run))
-    a.cell, a.reverse, a.projected = weights.cell, reverse, weights.weight_hr is not None
-    a.T, a.B = cnp.PyArray_DIM(offsets, 0) - 1, cnp.PyArray_DIM(h, 0)
-    a.I = cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
-    a.P = cnp.PyArray_DIM(h, 1)
-    a.H = cnp.PyArray_DIM(weights.weight_ih, 0) // fastrnn_cell_shapes[weights.cell].gates
-    a.ldy = row_stride(y)
-    a.offsets = <const Py_ssize_t *>data(offsets)
-    a.x, a.h, a.c, a.y = data(x), data(h), data(c), data(y)
-    a.threads = most_threads
-    return 0
-
-
-# Bytes of projected sums that forward has at once, and rows of them at least: enough for a product at its full
-# rate, few enough that the recurrence finds them in cache.
-cdef enum:
-    FORWARD_BYTES = 1 << 18
-    FORWARD_ROWS = 128
-
-
-cdef int bind_scratch(Run *a, Memory memory, bint single) except -1:
-    """Give `a`, of which all else is known, the scratch of forward, in `memory`."""
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t item = 4 if single else 8, AH = shape.accumulators * a.H, rows
-    cdef size_t sums = 0, bias = 0 if fused else AH * item
-    cdef size_t unit = a.B * a.H * item if a.projected or shape.has_reset else 0
-    cdef char *start
-    a.chunk = max(a.B, FORWARD_ROWS, FORWARD_BYTES // (AH * item))
-    rows = min(a.chunk, a.offsets[a.T])
-    if fused:
-        sums = item * (isa.f32.sums_size(a.cell, a.H, rows) if single else isa.f64.sums_size(a.cell, a.H, rows))
-    elif a.gates == NULL:
-        sums = item * rows * AH
-    sums, bias = whole_lines(sums), whole_lines(bias)
-    start = <char *>memory.reserve(sums + bias + unit)
-    a.sums, a.bias, a.unit = start, start + sums, start + sums + bias
-    return 0
-
-
-cdef inline size_t whole_lines(size_t size) noexcept:
-    return (size + 63) & ~<size_t>63
-
-
-def forward(Weights weights, bint reverse, offsets, x, h, c, y):
-    """Run one layer and direction: x (N, I) to y (N, P); h (B, P) and c (B, H) or None go from initial to final."""
-    run_direction(weights, reverse, offsets, x, h, c, y, None, None)
-
-
-cdef int run_direction(Weights weights, bint reverse, offsets, x, h, c, y, gates, c_kept) except -1:
-    cdef Run a
-    cdef bint single = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32
-    cdef Memory memory = Memory()
-    fill(&a, weights, reverse, offsets, x, h, c, y)
-    if not a.offsets[a.T]:
-        return 0
-    weights.attach(&a, False)
-    a.gates, a.c_kept = data(gates), data(c_kept)
-    bind_scratch(&a, memory, single)
-    with nogil:
-        run_forward(&a, single)
-    return 0
-
-
-cdef class Kept:
-    """What BPTT needs of one layer and direction. Its own arrays are h, c, gates and c_kept.
-
-    x and y are views of the caller's memory, of which nobody else holds the array object: what the caller does to the
-    shape or dtype of an array does not reach them.
-    offsets (T+1,), x (N, I), h (B, P) and c (B, H) or None: the initial state; y (N, P) may be columns of a
-    wider array; gates (N, A*H), or y where that is all that the cell keeps; c_kept (N, H) or None. N rows may
-    have an axis for each of T and B.
+    lengths (B,) of intp, mask and reset (T, B) of bool, or None. N steps are real, in S segments.
     """
 
-    cdef readonly Weights weights
-    cdef readonly bint reverse
-    cdef readonly object offsets, x, h, c, y, gates, c_kept
+    cdef Memory memory
+    cdef readonly Py_ssize_t T, B, N, S
 
-    def __init__(self, Weights weights, bint reverse, offsets, x, h, c, y):
-        cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[weights.cell]
-        cdef cnp.npy_intp sizes[2]
-        cdef int typenum = cnp.PyArray_TYPE(x)
-        cdef Py_ssize_t H = cnp.PyArray_DIM(weights.weight_ih, 0) // shape.gates
-        self.weights, self.reverse, self.offsets = weights, reverse, offsets
-        self.x, self.y = x.view(), y.view()
-        self.h, self.c = h.copy(), None if c is None else c.copy()
-        sizes[0] = (<Py_ssize_t *>data(offsets))[cnp.PyArray_DIM(offsets, 0) - 1]
-        if shape.accumulators == 1 and cnp.PyArray_IS_C_CONTIGUOUS(y):
-            self.gates = self.y
-        else:
-            sizes[1] = shape.accumulators * H
-            self.gates = new_array(2, sizes, typenum)
-        if shape.has_c:
-            sizes[1] = H
-            self.c_kept = new_array(2, sizes, typenum)
+    def __init__(self, Py_ssize_t T, Py_ssize_t B, lengths=None, mask=None, reset=None, *, bint repeat=False):
+        cdef fastrnn_batch batch
+        cdef char error[256]
+        cdef int64_t N, S
+        memset(&batch, 0, sizeof(batch))
+        batch.size, batch.T, batch.B, batch.repeat_masked = sizeof(batch), T, B, repeat
+        batch.lengths = <const int64_t *>data(lengths)
+        if mask is not None:
+            batch.mask = <const uint8_t *>data(mask)
+            batch.mask_step, batch.mask_row = mask.strides
+        if reset is not None:
+            batch.reset = <const uint8_t *>data(reset)
+            batch.reset_step, batch.reset_row = reset.strides
+        self.memory = Memory()
+        self.memory.reserve(fastrnn_map_size(T, B))
+        if fastrnn_map(&batch, self.memory.block.start, error):
+            raise ValueError(error.decode())
+        fastrnn_map_counts(self.memory.block.start, &N, &S)
+        self.T, self.B, self.N, self.S = T, B, N, S
 
-
-def keep(Weights weights, bint reverse, offsets, x, h, c, y):
-    """As forward, and what `back` needs: a `Kept`."""
-    kept = Kept(weights, reverse, offsets, x, h, c, y)
-    run_direction(weights, reverse, offsets, x, h, c, y, kept.gates, kept.c_kept)
-    return kept
+    def __reduce__(self):
+        return _remake_map, (self.T, self.B, self.N, self.S, self.memory.content(fastrnn_map_size(self.T, self.B)))
 
 
-# Rows of one chunk of BPTT: the depth of the products that make the gradients of the weights.
-cdef enum:
-    BACKWARD_ROWS = 512
+def _remake_map(Py_ssize_t T, Py_ssize_t B, Py_ssize_t N, Py_ssize_t S, bytes content):
+    cdef Map map = Map.__new__(Map)
+    map.T, map.B, map.N, map.S, map.memory = T, B, N, S, Memory()
+    map.memory.fill(content)
+    return map
 
 
-def back(Kept kept, dy, dh, dc, dx, *, bint accumulate_dx=False):
-    """BPTT of one layer and direction: the gradients of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
+# --- stacks -------------------------------------------------------------------------------------------
 
-    None for those that the layer does not have. dh and dc go from the gradient of the final to that of the initial
-    state; dx is written, or added to. dy (N, P) may be columns of a wider array, or None.
+cdef class Stack
+
+
+cdef class Tape:
+    """What backward needs of a call of forward.
+
+    x and y are views of the memory that forward got and returned, of which nobody else holds the array object: what the
+    caller does to the shape or dtype of an array does not reach them.
     """
-    cdef Run a
-    cdef Weights weights = kept.weights
-    cdef int typenum = cnp.PyArray_TYPE(kept.x), k
-    cdef bint single = typenum == cnp.NPY_FLOAT32
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[weights.cell]
-    cdef Memory memory = Memory()
-    cdef size_t sizes[9]  # numbers in each scratch array
-    cdef char *at[9]
-    cdef size_t item = cnp.PyArray_ITEMSIZE(kept.x), total = 0
-    cdef Py_ssize_t AH, H, N, chunk
-    cdef bint has_units
-    fill(&a, weights, kept.reverse, kept.offsets, kept.x, kept.h, kept.c, kept.y)
-    dweight_ih, dweight_hh = new_like(weights.weight_ih), new_like(weights.weight_hh)
-    dweight_hr = None if weights.weight_hr is None else new_like(weights.weight_hr)
-    a.gates, a.c_kept = data(kept.gates), data(kept.c_kept)
-    a.accumulate_dx = accumulate_dx
-    a.lddy = 0 if dy is None else row_stride(dy)
-    a.dy, a.dh, a.dc, a.dx = data(dy), data(dh), data(dc), data(dx)
-    a.dweight_ih, a.dweight_hh, a.dweight_hr = data(dweight_ih), data(dweight_hh), data(dweight_hr)
-    N, H, AH, has_units = a.offsets[a.T], a.H, shape.accumulators * a.H, a.projected or shape.has_reset
-    chunk = a.chunk = min(N, max(a.B, BACKWARD_ROWS))
-    sizes[0] = chunk * AH
-    sizes[1] = chunk * H if has_units else 0
-    sizes[2] = chunk * a.P if a.projected else 0
-    sizes[3] = a.B * H if a.projected else 0
-    if fused:
-        sizes[4], sizes[5] = packed_size(single, AH, chunk), packed_size(single, a.P, chunk)
-        sizes[6], sizes[7] = packed_size(single, a.I, chunk), packed_size(single, H, chunk) if has_units else 0
-    else:
-        sizes[4], sizes[5], sizes[6], sizes[7] = chunk * a.P, a.B * H, 0, 0
-    sizes[8] = AH
-    for k in range(9):
-        sizes[k] = whole_lines(sizes[k] * item)
-        total += sizes[k]
-    memory.reserve(total)
-    total = 0
-    for k in range(9):
-        at[k] = <char *>memory.block.start + total if sizes[k] else NULL
-        total += sizes[k]
-    a.dgates, a.units, a.dh_kept, a.dunit, a.bias = at[0], at[1], at[2], at[3], at[8]
-    if fused:
-        a.panels_dgates, a.panels_h, a.panels_x, a.panels_units = at[4], at[5], at[6], at[7]
-    else:
-        a.h_prev, a.c_prev = at[4], at[5]
-    memset(a.bias, 0, AH * item)
-    if N:
-        weights.attach(&a, True)
-        with nogil:
-            run_backward(&a, single)
-    else:
-        for dweight in (dweight_ih, dweight_hh, dweight_hr):
-            if dweight is not None:
-                memset(data(dweight), 0, cnp.PyArray_NBYTES(dweight))
-    dbias_ih = dbias_hh = None
-    if weights.bias_hh is not None:
-        dbias_hh = new_like(weights.bias_hh)
-        memcpy(data(dbias_hh), a.bias, shape.gates * H * item)
-    if weights.bias_ih is not None:
-        # A cell with one accumulator too many has the input's part of its last gate there.
-        dbias_ih = new_like(weights.bias_ih)
-        memcpy(data(dbias_ih), a.bias, shape.input_blocks * H * item)
-        if shape.gates > shape.input_blocks:
-            memcpy(<char *>data(dbias_ih) + shape.input_blocks * H * item, <char *>a.bias + (AH - H) * item, H * item)
-    return dweight_ih, dweight_hh, dbias_ih, dbias_hh, dweight_hr
+
+    cdef readonly Stack stack
+    cdef readonly object x, y
+    cdef readonly Map map
+    cdef object masks
+    cdef double scale
+    cdef Memory memory
+    cdef size_t size
+    cdef public object owner   # the layer or function whose tape it is
+    cdef public bint batched   # whether the caller's arrays have an axis for B
+
+    @property
+    def nbytes(self):
+        """What the tape holds beside x and y."""
+        return self.size
+
+    def __reduce__(self):
+        parts = (self.stack, self.x, self.y, self.map, self.masks, self.scale, self.owner, self.batched)
+        return _remake_tape, (parts, self.memory.content(self.size))
 
 
-cdef object new_like(array):
-    return new_array(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.PyArray_TYPE(array))
+def _remake_tape(tuple parts, bytes content):
+    cdef Tape tape = Tape.__new__(Tape)
+    tape.stack, tape.x, tape.y, tape.map, tape.masks, tape.scale, tape.owner, tape.batched = parts
+    tape.memory, tape.size = Memory(), len(content)
+    tape.memory.fill(content)
+    return tape
 
 
-cdef inline size_t packed_size(bint single, Py_ssize_t columns, Py_ssize_t rows) noexcept:
-    return isa.f32.packed_size(1, columns, rows) if single else isa.f64.packed_size(1, columns, rows)
+cdef fastrnn_sequence as_sequence(array) noexcept:
+    """An array (T, B, width) with a contiguous last axis, or None."""
+    cdef fastrnn_sequence s = fastrnn_sequence(NULL, 0, 0)
+    cdef Py_ssize_t item
+    if array is not None:
+        item = cnp.PyArray_ITEMSIZE(array)
+        s.data = data(array)
+        s.step, s.row = cnp.PyArray_STRIDE(array, 0) // item, cnp.PyArray_STRIDE(array, 1) // item
+    return s
 
 
 cdef class Stack:
-    """Layers on top of each other, at inference: one call runs them all and keeps nothing.
+    """A stack of layers: `weights` layer by layer, `directions` (1 or 2) of them in each; or of one layer, in reverse."""
 
-    `weights` are layer-major, `directions` (1 or 2) of them in each layer.
-    """
-
-    cdef list weights
-    cdef int directions, count, typenum
-    cdef bint single, has_c
+    cdef fastrnn_stack *stack
+    cdef readonly Weights weights
+    cdef readonly int cell, directions, count
+    cdef int typenum
+    cdef bint has_c
+    cdef readonly bint reverse
     cdef Py_ssize_t I, H, P, itemsize
 
-    def __init__(self, list weights, int directions):
-        cdef Weights first = weights[0]
-        cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[first.cell]
-        self.weights, self.directions, self.count = weights, directions, len(weights)
-        self.typenum = cnp.PyArray_TYPE(first.weight_ih)
-        self.single = self.typenum == cnp.NPY_FLOAT32
-        self.itemsize = 4 if self.single else 8
+    def __cinit__(self, int cell, Weights weights, int directions, bint reverse=False):
+        cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[cell]
+        cdef int k, count = len(weights.arrays)
+        cdef char error[256]
+        cdef fastrnn_spec *specs = <fastrnn_spec *>PyMem_Calloc(count, sizeof(fastrnn_spec))
+        if specs == NULL:
+            raise MemoryError
+        try:
+            for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights.arrays):
+                specs[k] = fastrnn_spec(
+                    sizeof(fastrnn_spec), shape.name,
+                    FASTRNN_F32 if cnp.PyArray_TYPE(weight_ih) == cnp.NPY_FLOAT32 else FASTRNN_F64,
+                    weight_ih.shape[1], weight_ih.shape[0] // shape.gates, weight_hh.shape[1],
+                    (FASTRNN_BIAS_IH if bias_ih is not None else 0) | (FASTRNN_BIAS_HH if bias_hh is not None else 0)
+                    | (FASTRNN_PROJECTED if weight_hr is not None else 0) | (FASTRNN_REVERSE if reverse else 0),
+                )
+            self.I, self.H, self.P = specs[0].I, specs[0].H, specs[0].P
+            if fastrnn_stack_new(specs, count // directions, directions, &self.stack, error):
+                raise ValueError(error.decode())
+        finally:
+            PyMem_Free(specs)
+        self.cell, self.weights, self.directions, self.count, self.reverse = cell, weights, directions, count, reverse
+        self.typenum = cnp.PyArray_TYPE(weights.arrays[0][0])
+        self.itemsize = 4 if self.typenum == cnp.NPY_FLOAT32 else 8
         self.has_c = shape.has_c
-        self.I, self.H = first.weight_ih.shape[1], first.weight_ih.shape[0] // shape.gates
-        self.P = first.weight_hh.shape[1]
+
+    def __dealloc__(self):
+        fastrnn_stack_free(self.stack)
 
     def __reduce__(self):
-        return Stack, (self.weights, self.directions)
+        return Stack, (self.cell, self.weights, self.directions, self.reverse)
 
-    def infer(self, x, offsets, h, c):
-        """y (N, D*P) of x (N, I); h (L*D, B, P) and c (L*D, B, H) or None go from initial to final states."""
-        cdef cnp.npy_intp shape[2]
-        shape[0], shape[1] = cnp.PyArray_DIM(x, 0), self.directions * self.P
-        y = new_array(2, shape, self.typenum)
-        if shape[0]:
-            self.run(x, cnp.PyArray_DIM(offsets, 0) - 1, cnp.PyArray_DIM(h, 1), <Py_ssize_t *>data(offsets), h, c, y)
-        return y
+    # -- the general form: arrays are what the engine takes
 
-    cdef int run(self, x, Py_ssize_t T, Py_ssize_t B, const Py_ssize_t *offsets, h, c, y) except -1:
-        """All layers, the top one into y. `offsets` of a full batch may be NULL."""
-        cdef Py_ssize_t N = T * B if offsets == NULL else offsets[T], k, t, width = self.directions * self.P
-        cdef Py_ssize_t layers = self.count // self.directions
-        cdef size_t item = self.itemsize, between = N * width * item if layers > 1 else 0
-        cdef Memory memory = Memory(), scratch = Memory()
-        cdef Py_ssize_t *steps = <Py_ssize_t *>memory.reserve(between + (T + 1) * sizeof(Py_ssize_t))
-        cdef char *inner = <char *>(steps + T + 1)
-        cdef char *x_data = <char *>data(x)
-        cdef char *y_data = <char *>data(y)
-        cdef char *h_data = <char *>data(h)
-        cdef char *c_data = <char *>data(c)
-        cdef char *below
-        cdef char *above
-        cdef Py_ssize_t layer
-        cdef Run a
-        cdef Weights weights
-        for t in range(T + 1):
-            steps[t] = t * B if offsets == NULL else offsets[t]
-        memset(&a, 0, sizeof(Run))
-        a.T, a.B, a.H, a.P, a.ldy = T, B, self.H, self.P, width
-        a.offsets, a.threads = steps, most_threads
-        for k in range(self.count):
-            weights = self.weights[k]
-            layer = k // self.directions
-            a.reverse = k - layer * self.directions
-            a.cell, a.projected = weights.cell, weights.weight_hr is not None
-            a.I = width if layer else self.I
-            if not k:
-                bind_scratch(&a, scratch, self.single)
-            # y and one more array take turns, so that the top layer writes y
-            above = inner if (layers - layer) % 2 == 0 else y_data
-            below = y_data if above == inner else inner
-            a.x = below if layer else x_data
-            a.y = above + a.reverse * self.P * item
-            a.h = h_data + k * B * self.P * item
-            a.c = NULL if c_data == NULL else c_data + k * B * self.H * item
-            weights.attach(&a, False)
-            with nogil:
-                run_forward(&a, self.single)
+    def infer(self, x, h, c, y, Map map=None):
+        """y of x, (T, B, D*P) of (T, B, I), any strides but the last; h and c, or None, go from initial to final."""
+        self.forward(x, h, c, y, map, None, 0, False)
+
+    def keep(self, x, h, c, y, Map map=None, masks=None, double scale=0):
+        """As `infer`, and the `Tape`. masks (L-1, N, D*P): what dropout keeps of the inputs of the layers above the
+        first, which are multiplied with `scale`."""
+        return self.forward(x, h, c, y, map, masks, scale, True)
+
+    def back(self, Tape tape, dy, dh, dc, dx):
+        """BPTT. dy (T, B, D*P) may be None; dh and dc go from the gradients of the final to those of the initial states;
+        dx (T, B, I) is written. Returns a list like `weights.arrays` with the gradients."""
+        cdef fastrnn_call call
+        cdef fastrnn_weights *pointers
+        gradients = [tuple([None if array is None else new_like(array) for array in part])
+                     for part in self.weights.arrays]
+        holder = Weights(gradients, owner=gradients)
+        pointers = (<Weights>holder).pointers
+        self.open(&call, tape.x, tape.y, tape.map)
+        call.keep = FASTRNN_KEEP_ALL
+        call.x_masks, call.x_scale = <const uint8_t *>data(tape.masks), tape.scale
+        call.tape, call.tape_size = tape.memory.block.start, tape.size
+        call.dy, call.dx = as_sequence(dy), as_sequence(dx)
+        call.dh_n, call.dc_n, call.dh_0, call.dc_0 = data(dh), data(dc), data(dh), data(dc)
+        call.dweights = pointers
+        self.weights.attach(self.stack, &call, True)
+        self.run(&call, True)
+        return gradients
+
+    cdef int open(self, fastrnn_call *call, x, y, Map map) except -1:
+        memset(call, 0, sizeof(fastrnn_call))
+        call.size = sizeof(fastrnn_call)
+        call.T, call.B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
+        call.x, call.y = as_sequence(x), as_sequence(y)
+        if map is not None:
+            call.map = map.memory.block.start
         return 0
 
-    def call(self, x, state):
-        """(y, state) of x (T, B, I), or None if x or state is not exactly what the kernels take.
+    cdef Tape forward(self, x, h, c, y, Map map, masks, double scale, bint keep):
+        cdef fastrnn_call call
+        cdef Tape tape = None
+        if keep:
+            tape = Tape.__new__(Tape)
+            tape.stack, tape.map, tape.masks, tape.scale, tape.memory = self, map, masks, scale, Memory()
+            tape.x, tape.y = x.view(), y.view()
+        self.open(&call, x, y, map)
+        call.h_0, call.c_0, call.h_n, call.c_n = data(h), data(c), data(h), data(c)
+        call.x_masks, call.x_scale = <const uint8_t *>data(masks), scale
+        self.weights.attach(self.stack, &call, False)
+        if keep:
+            call.keep = FASTRNN_KEEP_ALL
+            fastrnn_call_sizes(self.stack, &call, FASTRNN_FORWARD, &tape.size, &call.workspace_size)
+            call.tape, call.tape_size = tape.memory.reserve(tape.size), tape.size
+        self.run(&call, False)
+        return tape
 
-        The short way through a layer's call: what needs a cast, a copy or an error goes the long one.
-        """
+    cdef int run(self, fastrnn_call *call, bint backward) except -1:
+        cdef Memory workspace = Memory()
+        cdef Watch watch
+        cdef fastrnn_status status
+        cdef uint64_t mode
+        fastrnn_call_sizes(self.stack, call, FASTRNN_BACKWARD if backward else FASTRNN_FORWARD, NULL,
+                           &call.workspace_size)
+        call.workspace = workspace.reserve(call.workspace_size)
+        mode = fastrnn_flush_denormals()
+        watch = Watch(fastrnn_seconds(), mode)
+        call.poll, call.poll_context = ask_for_signals, &watch
+        with nogil:
+            status = fastrnn_backward(self.stack, call) if backward else fastrnn_forward(self.stack, call)
+        fastrnn_restore_mode(mode)
+        return raise_stopped() if status == FASTRNN_STOPPED else 0
+
+    # -- the short way: arguments that are exactly right need no other check; None for all others
+
+    def call_exact(self, x, state):
+        """(y, state) of x (T, B, I) at inference."""
         states = self.begin(x, state)
         if states is None:
             return None
         h, c = states
-        y = self.new_output(x, self.directions * self.P)
-        self.run(x, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), NULL, h, c, y)
+        y = self.new_output(x)
+        self.forward(x, h, c, y, None, None, 0, False)
         return y, (h if c is None else states)
 
-    def keep(self, x, state):
-        """(y, state, the `Kept` of every layer and direction), or None: as `call`, of a layer's `forward`."""
-        cdef Py_ssize_t T, B, t, P = self.P
-        cdef int k, direction
-        cdef cnp.npy_intp size
+    def keep_exact(self, x, state):
+        """(y, state, tape) of x (T, B, I)."""
         states = self.begin(x, state)
         if states is None:
             return None
         h, c = states
-        T, B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
-        size = T + 1
-        offsets = cnp.PyArray_EMPTY(1, &size, cnp.NPY_INTP, 0)
-        for t in range(T + 1):
-            (<Py_ssize_t *>data(offsets))[t] = t * B
-        kept = []
-        for k in range(0, self.count, self.directions):
-            y = self.new_output(x, self.directions * P)
-            for direction in range(self.directions):
-                kept.append(keep(
-                    self.weights[k + direction], direction, offsets, x, h[k + direction],
-                    None if c is None else c[k + direction],
-                    y if self.directions == 1 else y[:, :, direction * P:(direction + 1) * P],
-                ))
-            cnp.PyArray_CLEARFLAGS(y, cnp.NPY_ARRAY_WRITEABLE)  # it has been kept
-            x = y
-        return y, (h if c is None else states), kept
+        y = self.new_output(x)
+        tape = self.forward(x, h, c, y, None, None, 0, True)
+        tape.batched = True
+        cnp.PyArray_CLEARFLAGS(y, cnp.NPY_ARRAY_WRITEABLE)  # the tape has a view of it
+        return y, (h if c is None else states), tape
 
-    def back(self, list kept, dy, dstate):
-        """(dx, dstate, gradients as `back` gives them, of every layer and direction), or None: for what `keep` kept."""
-        cdef int k, direction
-        cdef Py_ssize_t P = self.P
-        x = (<Kept>kept[0]).x
+    def back_exact(self, Tape tape, dy, dstate):
+        """(dx, dstate, gradients) for a tape of `keep_exact`."""
+        x = tape.x
         if (type(dy) is not cnp.ndarray or cnp.PyArray_TYPE(dy) != self.typenum or cnp.PyArray_NDIM(dy) != 3
                 or not cnp.PyArray_ISCARRAY_RO(dy) or cnp.PyArray_DIM(dy, 0) != cnp.PyArray_DIM(x, 0)
                 or cnp.PyArray_DIM(dy, 1) != cnp.PyArray_DIM(x, 1)
-                or cnp.PyArray_DIM(dy, 2) != self.directions * P):
+                or cnp.PyArray_DIM(dy, 2) != self.directions * self.P or tape.map is not None):
             return None
         states = self.begin(x, dstate)
         if states is None:
             return None
         dh, dc = states
-        gradients = [None] * self.count
-        for k in range(self.count - self.directions, -1, -self.directions):
-            dx = new_like((<Kept>kept[k]).x)
-            for direction in range(self.directions):
-                gradients[k + direction] = back(
-                    kept[k + direction],
-                    dy if self.directions == 1 else dy[:, :, direction * P:(direction + 1) * P],
-                    dh[k + direction], None if dc is None else dc[k + direction], dx, accumulate_dx=direction,
-                )
-            dy = dx
-        return dx, (dh if dc is None else states), gradients
+        dx = new_like(x)
+        return dx, (dh if dc is None else states), self.back(tape, dy, dh, dc, dx)
 
     cdef tuple begin(self, x, state):
-        """Copies of the states, (h, c or None), or None if x or state is not exactly what the kernels take."""
+        """Copies of the states, (h, c or None), or None if x or state is not exactly what the engine takes."""
         cdef Py_ssize_t T, B
         if (type(x) is not cnp.ndarray or cnp.PyArray_TYPE(x) != self.typenum or cnp.PyArray_NDIM(x) != 3
                 or cnp.PyArray_DIM(x, 2) != self.I or not cnp.PyArray_ISCARRAY_RO(x)):
@@ -1144,9 +1142,9 @@ cdef class Stack:
             return None
         return self.new_state(data(h), B, self.P), self.new_state(data(c), B, self.H)
 
-    cdef object new_output(self, x, Py_ssize_t width):
+    cdef object new_output(self, x):
         cdef cnp.npy_intp shape[3]
-        shape[0], shape[1], shape[2] = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), width
+        shape[0], shape[1], shape[2] = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), self.directions * self.P
         return new_array(3, shape, self.typenum)
 
     cdef bint is_state(self, state, Py_ssize_t B, Py_ssize_t width):
@@ -1164,6 +1162,10 @@ cdef class Stack:
         else:
             memcpy(data(state), values, self.count * B * width * self.itemsize)
         return state
+
+
+cdef object new_like(array):
+    return new_array(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.PyArray_TYPE(array))
 
 
 cdef class Turn:
@@ -1194,138 +1196,134 @@ cdef class Turn:
 
 
 cdef class Stepper:
-    """A stack of forward runs of one step each, bound once to their arrays: a step allocates nothing.
+    """A stack, one step at a time, bound once to its arrays: a step allocates nothing.
 
     `turn` is held by the thread that steps, or reads or writes the state.
     """
 
-    cdef Run *runs
-    cdef int count, typenum
-    cdef bint single
+    cdef Stack stack
+    cdef fastrnn_call call
+    cdef int typenum
+    cdef Py_ssize_t rows, I
     cdef readonly Turn turn
-    cdef Py_ssize_t rows
-    cdef void *x
-    cdef list weights, scratch
-    cdef const fastrnn_isa *bound_to  # the engine that `scratch` was made for
-    cdef bint bound_fused
-    cdef object alive  # everything that `runs` points into
-    cdef object y, lent, lent_row  # y is never given away, only views of it
-    cdef list states, before  # h and c, and a copy of each from before the step
     cdef readonly Py_ssize_t steps  # that have been taken
+    cdef readonly object h, c       # the state, and copies from before the last step
+    cdef object h_before, c_before
+    cdef readonly object x
+    cdef object y, lent, lent_row  # y is never given away, only views of it
+    cdef Memory workspace
 
-    def __cinit__(self, list calls, list states):
-        """`calls`: per layer (weights, offsets, x, state, y); `states`: the arrays that their states are parts of."""
-        x, y = calls[0][2], calls[-1][4]
-        self.x, self.rows, self.typenum = data(x), x.shape[0], cnp.PyArray_TYPE(x)
-        self.y = y
+    def __cinit__(self, Stack stack, Py_ssize_t rows):
+        cdef Py_ssize_t P = stack.P
+        dtype = np.float32 if stack.typenum == cnp.NPY_FLOAT32 else np.float64
+        self.stack, self.rows, self.I, self.typenum = stack, rows, stack.I, stack.typenum
         self.turn = Turn("the stream")
-        self.states, self.before = states, [state.copy() for state in states]
-        self.count = len(calls)
-        self.runs = <Run *>PyMem_Calloc(len(calls), sizeof(Run))
-        if self.runs == NULL:
-            raise MemoryError
-        self.alive = calls
-        self.weights = [call[0] for call in calls]
-        self.scratch = [Memory() for _ in calls]
-        self.single = self.typenum == cnp.NPY_FLOAT32
-        for k, (weights, offsets, x, state, y) in enumerate(calls):
-            fill(&self.runs[k], weights, False, offsets, x, state[0], state[1], y)
-
-    def __dealloc__(self):
-        PyMem_Free(self.runs)
+        self.h = np.zeros((stack.count, rows, P), dtype)
+        self.c = np.zeros((stack.count, rows, stack.H), dtype) if stack.has_c else None
+        self.h_before, self.c_before = self.h.copy(), None if self.c is None else self.c.copy()
+        self.x, self.y = np.zeros((rows, stack.I), dtype), np.zeros((rows, P), dtype)
+        self.workspace = Memory()
+        stack.open(&self.call, self.x[np.newaxis], self.y[np.newaxis], None)
+        self.call.h_0 = self.call.h_n = data(self.h)
+        self.call.c_0 = self.call.c_n = data(self.c)
+        fastrnn_call_sizes(stack.stack, &self.call, FASTRNN_FORWARD, NULL, &self.call.workspace_size)
+        self.call.workspace = self.workspace.reserve(self.call.workspace_size)
 
     def step(self, x_t):
         """One step of x_t (B, I), or (I,) where B is 1; the stream's own y of the same form.
 
-        None, and nothing done, if x_t is not exactly what the kernels take: copy it to `x` then.
+        None, and nothing done, if x_t is not exactly what the engine takes.
         """
         cdef bint row = self.rows == 1 and cnp.PyArray_NDIM(x_t) == 1
         if (cnp.PyArray_TYPE(x_t) != self.typenum or not cnp.PyArray_ISCARRAY_RO(x_t)
                 or not (row or (cnp.PyArray_NDIM(x_t) == 2 and cnp.PyArray_DIM(x_t, 0) == self.rows))
-                or cnp.PyArray_DIM(x_t, 0 if row else 1) != self.runs[0].I):
+                or cnp.PyArray_DIM(x_t, 0 if row else 1) != self.I):
             return None
         self.turn.take()
         try:
-            memcpy(self.x, data(x_t), self.rows * self.runs[0].I * (4 if self.single else 8))
+            memcpy(data(self.x), data(x_t), cnp.PyArray_NBYTES(<cnp.ndarray>x_t))
             self.run()
         finally:
             self.turn.taken = False
         if row:
-            self.lent_row = self.as_made(self.lent_row, self.y, True)
+            self.lent_row = self.as_made(self.lent_row, True)
             return self.lent_row
-        self.lent = self.as_made(self.lent, self.y, False)
+        self.lent = self.as_made(self.lent, False)
         return self.lent
-
-    def undo(self):
-        """Put the state back that was there before the last step. Only one step can be undone."""
-        self.copy_states(self.before, self.states)
-        self.steps -= 1
-
-    cdef object as_made(self, view, y, bint row):
-        """`view` of y, or of its only row, unless the caller, who may have it, has given it another form."""
-        cdef int ndim = 1 if row else 2
-        if (view is not None and cnp.PyArray_NDIM(view) == ndim and cnp.PyArray_TYPE(view) == self.typenum
-                and data(view) == data(y) and cnp.PyArray_ISCARRAY(view)
-                and cnp.PyArray_DIM(view, ndim - 1) == cnp.PyArray_DIM(y, 1)
-                and (row or cnp.PyArray_DIM(view, 0) == self.rows)):
-            return view
-        return y[0] if row else y.view()
 
     cdef int run(self) except -1:
         """One step of what `x` holds; the state is as before if it is interrupted."""
-        cdef int k
-        if self.bound_to != isa or self.bound_fused != fused:
-            for k in range(self.count):
-                bind_scratch(&self.runs[k], <Memory>self.scratch[k], self.single)
-            self.bound_to, self.bound_fused = isa, fused
-        for k in range(self.count):
-            self.runs[k].threads = most_threads
-            (<Weights>self.weights[k]).attach(&self.runs[k], False)
-        self.copy_states(self.states, self.before)
-        try:
-            with nogil:
-                for k in range(self.count):
-                    run_forward(&self.runs[k], self.single)
-        except BaseException:
-            self.copy_states(self.before, self.states)
-            raise
+        cdef Watch watch
+        cdef fastrnn_status status
+        cdef uint64_t mode
+        self.stack.weights.attach(self.stack.stack, &self.call, False)
+        self.copy_state(self.h, self.h_before)
+        self.copy_state(self.c, self.c_before)
+        mode = fastrnn_flush_denormals()
+        watch = Watch(fastrnn_seconds(), mode)
+        self.call.poll, self.call.poll_context = ask_for_signals, &watch
+        with nogil:
+            status = fastrnn_forward(self.stack.stack, &self.call)
+        fastrnn_restore_mode(mode)
+        if status == FASTRNN_STOPPED:
+            self.put_back()
+            return raise_stopped()
         self.steps += 1
         return 0
 
-    cdef void copy_states(self, list source, list target):
-        cdef Py_ssize_t k
-        for k in range(len(source)):
-            memcpy(data(target[k]), data(source[k]), cnp.PyArray_NBYTES(<cnp.ndarray>source[k]))
+    def undo(self):
+        """Put the state back that was there before the last step. Only one step can be undone."""
+        self.put_back()
+        self.steps -= 1
+
+    cdef void put_back(self):
+        self.copy_state(self.h_before, self.h)
+        self.copy_state(self.c_before, self.c)
+
+    cdef void copy_state(self, source, target):
+        if source is not None:
+            memcpy(data(target), data(source), cnp.PyArray_NBYTES(<cnp.ndarray>source))
+
+    cdef object as_made(self, view, bint row):
+        """`view` of y, or of its only row, unless the caller, who may have it, has given it another form."""
+        cdef int ndim = 1 if row else 2
+        if (view is not None and cnp.PyArray_NDIM(view) == ndim and cnp.PyArray_TYPE(view) == self.typenum
+                and data(view) == data(self.y) and cnp.PyArray_ISCARRAY(view)
+                and cnp.PyArray_DIM(view, ndim - 1) == cnp.PyArray_DIM(self.y, 1)
+                and (row or cnp.PyArray_DIM(view, 0) == self.rows)):
+            return view
+        return self.y[0] if row else self.y.view()
 
 
-cdef int product_by_blas(real *_, Watch *watch, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
+# --- products of other layers ---------------------------------------------------------------------------
+
+cdef int product_by_blas(real *_, const Poll *poll, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
                          Py_ssize_t K, void *a, void *b, void *c) except -1 nogil:
     if transpose_a:
-        return gemm_tn(watch, M, N, K, <const real *>a, M, <const real *>b, N, <real>0, <real *>c, N)
+        return gemm_tn(poll, M, N, K, <const real *>a, M, <const real *>b, N, <real>0, <real *>c, N)
     if transpose_b:
-        return gemm_nt(watch, M, N, K, <const real *>a, K, <const real *>b, K, <real>0, <real *>c, N)
-    return gemm_nn(watch, M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
+        return gemm_nt(poll, M, N, K, <const real *>a, K, <const real *>b, K, <real>0, <real *>c, N)
+    return gemm_nn(poll, M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
 
 
-cdef int product_by_engine(real *_, Watch *watch, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
+cdef int product_by_engine(real *_, const Poll *poll, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
                            Py_ssize_t K, void *a, void *b, void *c) except -1:
     cdef Memory panels = Memory()
-    cdef Poll poll = Poll(ask_for_signals, watch)
     cdef real *to
-    cdef int threads = most_threads
+    cdef int stopped, threads = fastrnn_most_threads()
     if real is float:
-        table = isa.f32
+        table = fastrnn_current_isa().f32
     else:
-        table = isa.f64
+        table = fastrnn_current_isa().f64
     to = <real *>panels.reserve(table.packed_size(1, N, K) * sizeof(real))
     with nogil:
         if transpose_b:
             table.pack_rows(1, N, K, <const real *>b, to)
         else:
             table.pack_columns(N, K, <const real *>b, to)
-        check_end(table.multiply(M, N, K, <const real *>a, 1 if transpose_a else K, M if transpose_a else 1, to,
-                                 <real *>c, threads, &poll))
-    return 0
+        stopped = table.multiply(M, N, K, <const real *>a, 1 if transpose_a else K, M if transpose_a else 1, to,
+                                 <real *>c, threads, poll)
+    return raise_stopped() if stopped else 0
 
 
 cdef int check_matrix(str name, matrix, int typenum) except -1:
@@ -1349,6 +1347,8 @@ def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
     cdef void *pb = data(b)
     cdef void *pc = data(c)
     cdef Watch watch
+    cdef Poll poll
+    cdef bint fused = fastrnn_is_fused()
     check_matrix("a", a, typenum)
     check_matrix("b", b, typenum)
     check_matrix("c", c, typenum)
@@ -1363,17 +1363,18 @@ def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
         c[...] = 0
         return
     watch = Watch(fastrnn_seconds(), fastrnn_flush_denormals())
+    poll = Poll(ask_for_signals, &watch)
     try:
         if fused and single:
-            product_by_engine(<float *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+            product_by_engine(<float *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
         elif fused:
-            product_by_engine(<double *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+            product_by_engine(<double *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
         elif single:
             with nogil:
-                product_by_blas(<float *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+                product_by_blas(<float *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
         else:
             with nogil:
-                product_by_blas(<double *>NULL, &watch, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+                product_by_blas(<double *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
     finally:
         fastrnn_restore_mode(watch.mode)
 
@@ -1384,6 +1385,7 @@ def activation(str name, x):
     cdef Py_ssize_t n = x.size
     cdef bint sigmoid = name == "sigmoid"
     cdef uint64_t mode = fastrnn_flush_denormals()
+    isa = fastrnn_current_isa()
     if x.dtype == np.float32:
         (isa.f32.sigmoid if sigmoid else isa.f32.tanh)(n, <const float *>data(x), <float *>data(y))
     else:

@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _kernels
-from ._kernels import Kept, Weights
+from ._kernels import Stack, Tape, Weights, empty
 from .arguments import (
     Array,
     as_array,
@@ -36,7 +35,7 @@ from .arguments import (
     check_shape,
 )
 from .base import Gradients
-from .sequence import CELLS, Cell, Packing
+from .cells import CELLS, FIELDS, Cell, as_map
 
 __all__ = [
     "gru",
@@ -49,18 +48,6 @@ __all__ = [
     "rnn_backward",
     "rnn_forward",
 ]
-
-
-class Tape:
-    """What a ``_forward`` function keeps for its ``_backward``; opaque to callers."""
-
-    __slots__ = ("_cell", "_kept", "_owner", "_packing")
-
-    def __init__(self, owner: str, cell: Cell, packing: Packing, kept: Kept) -> None:
-        self._owner = owner
-        self._cell = cell
-        self._packing = packing
-        self._kept = kept
 
 
 def rnn(
@@ -333,38 +320,37 @@ def _gru_cell(reset_after: bool) -> Cell:
     return CELLS["gru" if as_flag("gru", "reset_after", reset_after) else "gru_reset_before"]
 
 
-def _as_weights(owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[Any], I: int) -> Weights:
-    """The weights as arrays of `dtype`, each checked against I and against weight_hh's own H."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    arrays: list[Any] = [
-        None if value is None else as_array(owner, name, value, dtype)
-        for name, value in zip(names, given, strict=True)
-    ]
-    weights = Weights(cell.number, *arrays)
+def _as_stack(
+    owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[Any], I: int, reverse: bool
+) -> Stack:
+    """A stack of one layer, of weights of `dtype`; each is checked against I and against weight_hh's own H."""
+    arrays: dict[str, Any] = {
+        name: None if value is None else as_array(owner, name, value, dtype)
+        for name, value in zip(FIELDS, given, strict=True)
+    }
     for name, letters in (("weight_ih", "(G, I)"), ("weight_hh", "(G, H)")):
-        if getattr(weights, name) is None:
+        if arrays[name] is None:
             raise TypeError(f"{owner}: {name} is None, expected an array")
-        check_ndim(owner, name, getattr(weights, name), letters)
+        check_ndim(owner, name, arrays[name], letters)
+    weight_ih, weight_hh, *biases, weight_hr = arrays.values()
     gates = "H" if cell.gates == 1 else f"{cell.gates}*H"
-    rows = weights.weight_ih.shape[0]
+    rows = weight_ih.shape[0]
     if rows % cell.gates or not rows:
-        raise ValueError(
-            f"{owner}: weight_ih has shape {weights.weight_ih.shape}, expected ({gates}, I) with H >= 1"
-        )
+        raise ValueError(f"{owner}: weight_ih has shape {weight_ih.shape}, expected ({gates}, I) with H >= 1")
     H = rows // cell.gates
-    P, width = (H, "H") if weights.weight_hr is None else (weights.weight_hh.shape[1], "P")
-    check_shape(owner, "weight_ih", weights.weight_ih, f"({gates}, I)", (rows, I))
-    check_shape(owner, "weight_hh", weights.weight_hh, f"({gates}, {width})", (rows, P))
-    for name in ("bias_ih", "bias_hh"):
-        if getattr(weights, name) is not None:
-            check_shape(owner, name, getattr(weights, name), f"({gates},)", (rows,))
-    if weights.weight_hr is not None:
-        check_shape(owner, "weight_hr", weights.weight_hr, "(P, H)", (P, H))
+    P, width = (H, "H") if weight_hr is None else (weight_hh.shape[1], "P")
+    check_shape(owner, "weight_ih", weight_ih, f"({gates}, I)", (rows, I))
+    check_shape(owner, "weight_hh", weight_hh, f"({gates}, {width})", (rows, P))
+    for name, bias in zip(("bias_ih", "bias_hh"), biases, strict=True):
+        if bias is not None:
+            check_shape(owner, name, bias, f"({gates},)", (rows,))
+    if weight_hr is not None:
+        check_shape(owner, "weight_hr", weight_hr, "(P, H)", (P, H))
     check_blas_sizes(owner, I=I, P=P, G=max(cell.accumulators, cell.gates) * H)
     for letter, size in (("I", I), ("P", P)):
         if not size:
             raise ValueError(f"{owner}: {letter} is 0, expected at least 1")
-    return weights
+    return Stack(cell.number, Weights([tuple(arrays.values())]), 1, reverse)
 
 
 def _as_state(
@@ -389,44 +375,37 @@ def _run(
     x = as_array(owner, "x", x)
     check_ndim(owner, "x", x, "(T, B, I)")
     T, B, I = x.shape
-    weights = _as_weights(owner, cell, given, x.dtype, I)
-    P, H = weights.weight_hh.shape[1], weights.weight_ih.shape[0] // cell.gates
+    stack = _as_stack(owner, cell, given, x.dtype, I, as_flag(owner, "reverse", reverse))
+    weight_ih, weight_hh, *_ = stack.weights.arrays[0]
+    P, H = weight_hh.shape[1], weight_ih.shape[0] // cell.gates
     check_blas_sizes(owner, B=B)
     h, c = _as_state(owner, "state", cell, state, B, P, H, x.dtype)
-    reverse = as_flag(owner, "reverse", reverse)
-    packing = Packing(T, B, as_lengths(owner, lengths, T, B))
-    live = (packing.sort(h), None if c is None else packing.sort(c))
-    y = _kernels.empty((packing.rows, P), x.dtype)
-    arguments = (weights, reverse, packing.offsets, packing.pack(x), *live, y)
+    h, c = h.copy(), None if c is None else c.copy()
+    batch = as_map(T, B, as_lengths(owner, lengths, T, B))
+    y = empty((T, B, P), x.dtype)
     tape = None
     if keep:
-        tape = Tape(owner, cell, packing, _kernels.keep(*arguments))
-        y.flags.writeable = False  # the tape refers to it
+        tape = stack.keep(x, h, c, y, batch)
+        tape.owner = owner
+        y.flags.writeable = False  # the tape has a view of it
     else:
-        _kernels.forward(*arguments)
-    return packing.unpack(y), _join(packing, live), tape
+        stack.infer(x, h, c, y, batch)
+    return y, h if c is None else (h, c), tape
 
 
 def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
-    if not isinstance(tape, Tape) or tape._owner != owner:
+    if not isinstance(tape, Tape) or tape.owner != owner:
         raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
-    kept, cell, packing = tape._kept, tape._cell, tape._packing
-    x, weights = kept.x, kept.weights
-    T, B, P, H = packing.T, packing.B, kept.y.shape[1], len(weights.weight_ih) // cell.gates
+    x, y, cell = tape.x, tape.y, tuple(CELLS.values())[tape.stack.cell]
     owner += "_backward"
     if dy is not None:
         dy = as_array(owner, "dy", dy, x.dtype)
-        check_shape(owner, "dy", dy, "(T, B, P)" if cell.has_c else "(T, B, H)", (T, B, P))
-        dy = packing.pack(dy)
-    dh, dc = _as_state(owner, "dstate", cell, dstate, B, P, H, x.dtype)
-    live = (packing.sort(dh), None if dc is None else packing.sort(dc))
-    dx = _kernels.empty(x.shape, x.dtype)
-    arrays = [array for array in _kernels.back(kept, dy, *live, dx) if array is not None]
-    parameters = dict(zip(weights.named, arrays, strict=True))
-    return Gradients(packing.unpack(dx), _join(packing, live), parameters)
-
-
-def _join(packing: Packing, live: tuple[Array, Array | None]) -> Any:
-    """The state in the caller's order: h, or (h, c)."""
-    h, c = live
-    return packing.unsort(h) if c is None else (packing.unsort(h), packing.unsort(c))
+        check_shape(owner, "dy", dy, "(T, B, P)" if cell.has_c else "(T, B, H)", y.shape)
+    named = dict(zip(FIELDS, tape.stack.weights.arrays[0], strict=True))
+    B, H = x.shape[1], len(named["weight_ih"]) // cell.gates
+    dh, dc = _as_state(owner, "dstate", cell, dstate, B, y.shape[2], H, x.dtype)
+    dh, dc = dh.copy(), None if dc is None else dc.copy()
+    dx = empty(x.shape, x.dtype)
+    (gradients,) = tape.stack.back(tape, dy, dh, dc, dx)
+    parameters = {name: array for name, array in zip(FIELDS, gradients, strict=True) if array is not None}
+    return Gradients(dx, dh if dc is None else (dh, dc), parameters)

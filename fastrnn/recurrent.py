@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import _kernels
-from ._kernels import Kept, Stack, Weights
+from ._kernels import Map, Stack, Tape, Weights, empty
 from .arguments import (
     Array,
     as_array,
@@ -29,26 +28,10 @@ from .arguments import (
     check_shape,
 )
 from .base import Gradients, Layer, State
-from .sequence import CELLS, Cell, Packing
+from .cells import CELLS, FIELDS, Cell, as_map
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN"]
-
-
-class Tape:
-    """What ``forward`` keeps for ``backward``; opaque to callers."""
-
-    __slots__ = ("batched", "directions", "masks", "owner", "packing", "short")
-
-    def __init__(
-        self, owner: Recurrent, packing: Packing, directions: list[Kept] | None = None, *, short: bool = False
-    ) -> None:
-        self.owner = owner
-        self.packing = packing
-        self.batched = True
-        self.directions: list[Kept] = directions or []  # layer-major
-        self.masks: list[Array | None] = []  # of each layer's input, booleans (N, D*P)
-        self.short = short  # made by Stack.keep, and Stack.back takes it
 
 
 class Recurrent(Layer):
@@ -90,21 +73,14 @@ class Recurrent(Layer):
         bound = 1.0 / np.sqrt(self.hidden_size)
         for name, shape in self._shapes():
             self._parameters[name] = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
-        #: Field of `Weights` -> parameter name, and the same arrays as the kernels take them; layer-major.
-        self._fields = [
+        names = [
             self._names(layer, direction)
             for layer in range(self.num_layers)
             for direction in range(self.num_directions)
         ]
-        self._weights = [
-            Weights(
-                self._cell.number,
-                **{field: self._parameters[name] for field, name in names.items()},
-                owner=self._parameters,
-            )
-            for names in self._fields
-        ]
-        self._stack = Stack(self._weights, self.num_directions)
+        arrays = [tuple(self._parameters.get(part.get(field, "")) for field in FIELDS) for part in names]
+        weights = Weights(arrays, owner=self._parameters)
+        self._stack = Stack(self._cell.number, weights, self.num_directions)
 
     @property
     def num_directions(self) -> int:
@@ -121,7 +97,7 @@ class Recurrent(Layer):
         return self.proj_size or self.hidden_size
 
     def _names(self, layer: int, direction: int) -> dict[str, str]:
-        """Field of `Weights` -> parameter name, for the parameters that this layer has."""
+        """Field -> parameter name, for the parameters that this layer has."""
         suffix = f"_l{layer}" + ("_reverse" if direction else "")
         fields = ["weight_ih", "weight_hh"]
         fields += ["bias_ih", "bias_hh"] if self.bias else []
@@ -144,8 +120,7 @@ class Recurrent(Layer):
         return result
 
     def _lend(self) -> None:
-        for weights in self._weights:
-            weights.lend()
+        self._stack.weights.lend()
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.config().items())
@@ -178,7 +153,7 @@ class Recurrent(Layer):
             Wrong dtype or kind; wrong shape or value. The message names the argument.
         """
         if lengths is None and not self.batch_first:
-            result = self._stack.call(x, state)
+            result = self._stack.call_exact(x, state)
             if result is not None:
                 return result
         x, state, lengths, batched = self._accept(x, state, lengths)
@@ -198,11 +173,10 @@ class Recurrent(Layer):
         needs about ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1, whatever T is.
         """
         if lengths is None and not self.batch_first and not self.dropout:
-            result = self._stack.keep(x, state)
+            result = self._stack.keep_exact(x, state)
             if result is not None:
-                y, state, directions = result
-                packing = Packing(x.shape[0], x.shape[1], offsets=directions[0].offsets)
-                return y, state, Tape(self, packing, directions, short=True)
+                result[2].owner = self
+                return result
         x, state, lengths, batched = self._accept(x, state, lengths)
         y, state, tape = self._forward(x, state, lengths)
         tape.batched = batched
@@ -226,11 +200,12 @@ class Recurrent(Layer):
         owner = f"{type(self).__name__}.backward"
         if not isinstance(tape, Tape) or tape.owner is not self:
             raise TypeError(f"{owner}: tape is not one that forward of this layer returned")
-        if tape.short:
-            result = self._stack.back(tape.directions, dy, dstate)
+        batched = tape.batched
+        if batched and not self.batch_first:
+            result = self._stack.back_exact(tape, dy, dstate)
             if result is not None:
                 return Gradients(result[0], result[1], self._name(result[2]))
-        T, B, batched = tape.packing.T, tape.packing.B, tape.batched
+        T, B, _ = tape.x.shape
         if dy is not None:
             dy = as_array(owner, "dy", dy, self.dtype)
             width, letters = self.output_size, "D*P" if self.proj_size else "D*H"
@@ -260,7 +235,7 @@ class Recurrent(Layer):
                 f"{owner}: a bidirectional layer cannot stream: its reverse direction starts at the last step"
             )
         batch_size = as_size(owner, "batch_size", batch_size)
-        return Stream(self._cell, self._weights, batch_size)
+        return Stream(self._stack, batch_size)
 
     # -- arguments --------------------------------------------------------------------------------
 
@@ -306,7 +281,7 @@ class Recurrent(Layer):
     def _give(self, y: Array, batched: bool) -> Array:
         if not batched:
             return y[:, 0, :]
-        return np.ascontiguousarray(y.transpose(1, 0, 2)) if self.batch_first else y
+        return y.transpose(1, 0, 2) if self.batch_first else y
 
     def _give_state(self, state: State, batched: bool) -> State:
         if batched:
@@ -317,84 +292,56 @@ class Recurrent(Layer):
 
     def _begin(
         self, x: Array, state: State, lengths: Array | None
-    ) -> tuple[Packing, Array, Array, Array | None]:
-        """The packing, and by it x (N, I), h (L*D, B, P) and c (L*D, B, H) or None; states are copies."""
-        packing = Packing(x.shape[0], x.shape[1], lengths)
+    ) -> tuple[Array, Array, Array | None, Array, Map | None]:
+        """What the engine takes: x (T, B, I), copies of h and c, an array for y, and the map of the batch."""
+        T, B, _ = x.shape
         if state is None:
-            state = self._accept_state(type(self).__name__, "state", None, packing.B, True)
+            state = self._accept_state(type(self).__name__, "state", None, B, True)
         h, c = state if self._cell.has_c else (state, None)
-        inputs = np.ascontiguousarray(packing.pack(x), self.dtype)
-        return packing, inputs, packing.sort(h), None if c is None else packing.sort(c)
+        if x.dtype != self.dtype or (x.size and x.strides[-1] != x.itemsize):
+            x = np.ascontiguousarray(x, self.dtype)
+        return x, h.copy(), None if c is None else c.copy(), self._new_output(T, B), as_map(T, B, lengths)
 
-    def _end(self, packing: Packing, y: Array, h: Array, c: Array | None) -> tuple[Array, State]:
-        h = packing.unsort(h)
-        return packing.unpack(y), h if c is None else (h, packing.unsort(c))
+    def _new_output(self, T: int, B: int) -> Array:
+        """y (T, B, W), laid out as the caller has x."""
+        shape = (B, T, self.output_size) if self.batch_first else (T, B, self.output_size)
+        y = empty(shape, self.dtype)
+        return y.transpose(1, 0, 2) if self.batch_first else y
 
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
-        packing, inputs, h, c = self._begin(x, state, lengths)
-        return self._end(packing, self._stack.infer(inputs, packing.offsets, h, c), h, c)
+        x, h, c, y, batch = self._begin(x, state, lengths)
+        self._stack.infer(x, h, c, y, batch)
+        return y, h if c is None else (h, c)
 
     def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Tape]:
-        packing, inputs, h, c = self._begin(x, state, lengths)
-        D, P = self.num_directions, self._width
-        tape = Tape(self, packing)
-        for layer in range(self.num_layers):
-            mask = self._dropout_mask(inputs.shape) if layer else None
-            inputs = self._drop(inputs, mask)
-            tape.masks.append(mask)
-            outputs = _kernels.empty((packing.rows, D * P), self.dtype)
-            for direction in range(D):
-                k = layer * D + direction
-                columns = outputs[:, direction * P : (direction + 1) * P]
-                live = (h[k], None if c is None else c[k])
-                kept = _kernels.keep(
-                    self._weights[k], direction == 1, packing.offsets, inputs, *live, columns
-                )
-                tape.directions.append(kept)
-            outputs.flags.writeable = False  # the tape refers to it
-            inputs = outputs
-        return *self._end(packing, inputs, h, c), tape
+        x, h, c, y, batch = self._begin(x, state, lengths)
+        masks = None
+        if self.dropout and self.num_layers > 1:
+            N = x.shape[0] * x.shape[1] if batch is None else batch.N
+            shape = (self.num_layers - 1, N, self.output_size)
+            masks = self.rng.random(shape, np.float32) >= self.dropout
+        tape = self._stack.keep(x, h, c, y, batch, masks, 1.0 / (1.0 - self.dropout))
+        tape.owner, tape.batched = self, True
+        y.flags.writeable = False  # the tape has a view of it
+        return y, h if c is None else (h, c), tape
 
     def _backward(self, tape: Tape, dy: Array | None, dstate: State) -> Gradients:
-        packing, D, P = tape.packing, self.num_directions, self._width
+        T, B, I = tape.x.shape
         if dstate is None:
-            dstate = self._accept_state(type(self).__name__, "dstate", None, packing.B, True)
+            dstate = self._accept_state(type(self).__name__, "dstate", None, B, True)
         dh, dc = dstate if self._cell.has_c else (dstate, None)
-        dh = packing.sort(dh)
-        dc = None if dc is None else packing.sort(dc)
-        d = None if dy is None else np.ascontiguousarray(packing.pack(dy), self.dtype)
-        gradients: list[tuple[Array | None, ...]] = [()] * len(tape.directions)
-        for layer in reversed(range(self.num_layers)):
-            first = tape.directions[layer * D].x
-            dx = _kernels.empty((packing.rows, first.shape[-1]), self.dtype)
-            for direction in range(D):
-                k = layer * D + direction
-                columns = None if d is None else d[:, direction * P : (direction + 1) * P]
-                live = (dh[k], None if dc is None else dc[k])
-                gradients[k] = _kernels.back(
-                    tape.directions[k], columns, *live, dx, accumulate_dx=direction == 1
-                )
-            d = dx if tape.short else self._drop(dx, tape.masks[layer])
-        assert d is not None
-        dh = packing.unsort(dh)
-        state = dh if dc is None else (dh, packing.unsort(dc))
-        return Gradients(packing.unpack(d), state, self._name(gradients))
+        dh, dc = dh.copy(), None if dc is None else dc.copy()
+        if dy is not None and (dy.dtype != self.dtype or (dy.size and dy.strides[-1] != dy.itemsize)):
+            dy = np.ascontiguousarray(dy, self.dtype)
+        dx = empty((B, T, I) if self.batch_first else (T, B, I), self.dtype)
+        dx = dx.transpose(1, 0, 2) if self.batch_first else dx
+        gradients = self._stack.back(tape, dy, dh, dc, dx)
+        return Gradients(dx, dh if dc is None else (dh, dc), self._name(gradients))
 
     def _name(self, gradients: list[tuple[Array | None, ...]]) -> dict[str, Array]:
-        """What `_kernels.back` gave for each layer and direction, by the parameters' names."""
+        """What `Stack.back` gave for each layer and direction, by the parameters' names."""
         arrays = [array for direction in gradients for array in direction if array is not None]
         return dict(zip(self._parameters, arrays, strict=True))
-
-    def _dropout_mask(self, shape: tuple[int, ...]) -> Array | None:
-        return self.rng.random(shape, np.float32) >= self.dropout if self.dropout else None
-
-    def _drop(self, x: Array, mask: Array | None) -> Array:
-        """Inverted dropout, the same map forward and back."""
-        if mask is None:
-            return x
-        scaled: Array = x * self.dtype.type(1.0 / (1.0 - self.dropout))
-        scaled *= mask
-        return scaled
 
 
 class RNN(Recurrent):

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from . import _kernels
-from ._kernels import Weights
+from ._kernels import Stack
 from .arguments import Array, as_array, as_rows, as_state
 from .base import State
-from .sequence import Cell
 
 
 class Stream:
@@ -31,23 +30,10 @@ class Stream:
     (4,)
     """
 
-    def __init__(self, cell: Cell, weights: list[Weights], batch_size: int) -> None:
-        dtype = weights[0].weight_ih.dtype
-        P, H = weights[0].weight_hh.shape[1], weights[0].weight_ih.shape[0] // cell.gates
+    def __init__(self, stack: Stack, batch_size: int) -> None:
         self.batch_size = batch_size
-        self._h = np.zeros((len(weights), batch_size, P), dtype)
-        self._c = np.zeros((len(weights), batch_size, H), dtype) if cell.has_c else None
-        self._x = np.zeros((batch_size, weights[0].weight_ih.shape[1]), dtype)
-        offsets = np.array([0, batch_size], np.intp)
-        calls = []
-        x = self._x
-        for k, layer in enumerate(weights):
-            y = np.zeros((batch_size, P), dtype)
-            state = (self._h[k], None if self._c is None else self._c[k])
-            calls.append((layer, offsets, x, state, y))
-            x = y
-        states = [self._h] if self._c is None else [self._h, self._c]
-        self._stepper = _kernels.Stepper(calls, states)
+        self._stepper = _kernels.Stepper(stack, batch_size)
+        self._h, self._c = self._stepper.h, self._stepper.c
 
     def step(self, x_t: Any) -> Array:
         """One step: x_t (B, I) -> y_t (B, H), or (B, P); a stream of one row also takes (I,) -> (H,).
@@ -58,10 +44,11 @@ class Stream:
             y = self._stepper.step(x_t)
             if y is not None:
                 return y
-        x_t = as_array("Stream.step", "x_t", x_t, self._x.dtype)
+        shape = self._stepper.x.shape
+        x_t = as_array("Stream.step", "x_t", x_t, self._h.dtype)
         # A single row may be given, and is then returned, without its batch axis.
-        if x_t.shape != self._x.shape and (self.batch_size > 1 or x_t.shape != self._x.shape[1:]):
-            raise ValueError(f"Stream.step: x_t has shape {x_t.shape}, expected (B, I) = {self._x.shape}")
+        if x_t.shape != shape and (self.batch_size > 1 or x_t.shape != shape[1:]):
+            raise ValueError(f"Stream.step: x_t has shape {x_t.shape}, expected (B, I) = {shape}")
         result = self._stepper.step(x_t)
         assert result is not None  # as_array gives exactly what it takes
         return result

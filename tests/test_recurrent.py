@@ -145,13 +145,21 @@ def test_dropout_is_active_in_training_only_and_comes_from_the_generator(rng):
 
 
 def test_dropout_keeps_the_mean():
-    layer = RNN(1, 400, 2, dropout=0.3, rng=0)
-    x = np.ones((40, 50, 1), "f4")
-    _, _, tape = layer.forward(x)
-    dropped, kept = tape.directions[1].x, tape.directions[0].y
-    zero = np.mean(dropped == 0)
+    """Seen through an upper layer that lets its input through."""
+    H = 400
+    layer, lower = RNN(1, H, 2, nonlinearity="relu", dropout=0.3, rng=0), RNN(1, H, nonlinearity="relu", rng=0)
+    for name, value in lower.state_dict().items():
+        layer.parameters[name][...] = value
+    for name in ("weight_hh_l1", "bias_ih_l1", "bias_hh_l1"):
+        layer.parameters[name][...] = 0
+    layer.parameters["weight_ih_l1"][...] = np.eye(H)
+    x = np.random.default_rng(1).standard_normal((40, 50, 1)).astype("f4")
+    kept, dropped = lower(x)[0], layer.forward(x)[0]
+    active = kept > 0
+    zero = np.mean(dropped[active] == 0)
     assert abs(zero - 0.3) < 0.005
     np.testing.assert_allclose(dropped[dropped != 0], (kept / 0.7)[dropped != 0], rtol=1e-6)
+    assert (dropped[~active] == 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

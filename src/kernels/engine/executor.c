@@ -67,26 +67,26 @@ static batch_t open_batch(const fastrnn_stack *stack, const fastrnn_call *call)
         return b;
     }
     b.N = call->T * call->B, b.S = call->B, b.steps = call->B ? call->T : 0;
-    int64_t *offsets = fastrnn_take(&b.workspace, sizeof(int64_t) * (size_t)(call->T + 1));
+    int64_t *offsets = fastrnn_take(&b.workspace, sizeof(int64_t) * (size_t)(b.steps + 1));
     if (offsets)
-        for (int64_t t = 0; t <= call->T; t++)
+        for (int64_t t = 0; t <= b.steps; t++)
             offsets[t] = t * call->B;
     b.offsets = offsets;
     return b;
 }
 
-/* Whether the packed rows of `s` lie one after the other, in memory as in order. */
-static int is_packed(const batch_t *b, fastrnn_sequence s)
+/* Whether the packed rows of `width` numbers lie in `s` one after the other, in memory as in order. */
+static int is_direct(const batch_t *b, fastrnn_sequence s, int64_t width)
 {
     if (b->map)
-        return b->map->packed != 0;
-    return b->call->T <= 1 || s.step == b->call->B * s.row;
+        return b->map->packed && s.row == width;
+    return (b->call->B == 1 || s.row == width) && (b->call->T <= 1 || s.step == b->call->B * width);
 }
 
 static char *cell_of(const batch_t *b, fastrnn_sequence s, int64_t cell)
 {
     const int64_t t = cell / b->call->B, row = cell % b->call->B;
-    return (char *)s.data + (size_t)(t * s.step + row * s.row) * b->item;
+    return (char *)s.data + (t * s.step + row * s.row) * (int64_t)b->item;
 }
 
 static const int64_t *source_of(const batch_t *b) { return b->map ? b->at.source : NULL; }
@@ -175,7 +175,7 @@ static void begin_states(const batch_t *b, int k, const void *given, int64_t wid
         memmove(to, from, (size_t)b->S * bytes); /* the final state may lie where the initial one does */
         return;
     }
-    const int64_t *begin = b->map ? b->at.begin[k % b->stack->D] : NULL;
+    const int64_t *begin = b->map ? b->at.begin[b->stack->layers[k].reverse] : NULL;
     for (int64_t s = 0; s < b->S; s++)
         if (from && begin[s] >= 0)
             memcpy(to + (size_t)s * bytes, from + (size_t)begin[s] * bytes, bytes);
@@ -187,7 +187,7 @@ static void begin_states(const batch_t *b, int k, const void *given, int64_t wid
 static void end_states(const batch_t *b, int k, const char *from, const void *given, int64_t width, void *final)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
-    const int64_t *end = b->at.end[k % b->stack->D];
+    const int64_t *end = b->at.end[b->stack->layers[k].reverse];
     if (!final)
         return;
     for (int64_t row = 0; row < b->call->B; row++) {
@@ -213,7 +213,7 @@ static void end_gradients(const batch_t *b, int k, const void *given, int64_t wi
             memset(to, 0, (size_t)b->S * bytes);
         return;
     }
-    const int64_t *end = b->at.end[k % b->stack->D];
+    const int64_t *end = b->at.end[b->stack->layers[k].reverse];
     memset(to, 0, (size_t)b->S * bytes);
     for (int64_t row = 0; from && row < b->call->B; row++)
         if (end[row] >= 0)
@@ -224,7 +224,7 @@ static void end_gradients(const batch_t *b, int k, const void *given, int64_t wi
 static void begin_gradients(const batch_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
-    const int64_t *begin = b->at.begin[k % b->stack->D], *end = b->at.end[k % b->stack->D];
+    const int64_t *begin = b->at.begin[b->stack->layers[k].reverse], *end = b->at.end[b->stack->layers[k].reverse];
     for (int64_t row = 0; row < b->call->B; row++) {
         char *to = (char *)out + at + (size_t)row * bytes;
         if (end[row] != FASTRNN_STATE_GIVEN || !dfinal)
@@ -246,7 +246,7 @@ static fastrnn_run open_run(const batch_t *b, int k, rows_t x, rows_t y)
     const int threads = b->call->threads, most = fastrnn_most_threads();
     return (fastrnn_run){
         .cell = layer->cell,
-        .reverse = k % b->stack->D,
+        .reverse = layer->reverse,
         .projected = layer->projected,
         .T = b->steps,
         .B = b->S,
@@ -398,10 +398,10 @@ static void open_forward(batch_t *b)
     const int64_t I = stack->layers[0].I, W = stack->D * stack->layers[stack->L * stack->D - 1].P;
     const size_t rows = (size_t)b->N * b->item;
     b->x = (rows_t){call->x.data, I};
-    if (!is_packed(b, call->x) || call->x.row != I)
+    if (!is_direct(b, call->x, I))
         b->x.data = fastrnn_take(&b->workspace, rows * (size_t)I);
     b->y = (rows_t){call->y.data, W};
-    if (!call->y.data || !is_packed(b, call->y) || call->y.row != W)
+    if (!call->y.data || !is_direct(b, call->y, W))
         b->y.data = is_kept(call) ? NULL : fastrnn_take(&b->workspace, rows * (size_t)W);
     if (is_kept(call))
         return;
@@ -494,7 +494,8 @@ fastrnn_status fastrnn_forward(const fastrnn_stack *stack, const fastrnn_call *c
     scatter(&b, place.y.data, place.y.row, call->y);
     for (int direction = 0; b.map && b.map->repeat && direction < stack->D; direction++) {
         const int64_t P = place.y.row / stack->D;
-        repeat_outputs(&b, call->y, direction * P, P, direction);
+        const int reverse = stack->layers[(stack->L - 1) * stack->D + direction].reverse;
+        repeat_outputs(&b, call->y, direction * P, P, reverse);
     }
     return FASTRNN_OK;
 }
@@ -599,14 +600,14 @@ static gradients_t open_backward(batch_t *b)
     const fastrnn_call *call = b->call;
     const int64_t I = stack->layers[0].I, W = stack->D * stack->layers[stack->L * stack->D - 1].P;
     const size_t rows = (size_t)b->N * b->item;
-    gradients_t d = {.dy = {call->dy.data, call->dy.row}, .dx = call->dx.data};
+    gradients_t d = {.dy = {call->dy.data, W}, .dx = call->dx.data};
     b->x = (rows_t){call->x.data, I};
-    if (!is_packed(b, call->x) || call->x.row != I)
+    if (!is_direct(b, call->x, I))
         b->x.data = fastrnn_take(&b->workspace, rows * (size_t)I);
-    b->y = (rows_t){is_packed(b, call->y) && call->y.row == W ? call->y.data : NULL, W};
-    if (call->dy.data && !is_packed(b, call->dy))
-        d.dy = (rows_t){fastrnn_take(&b->workspace, rows * (size_t)W), W};
-    if (call->dx.data && (!is_packed(b, call->dx) || call->dx.row != I))
+    b->y = (rows_t){is_direct(b, call->y, W) ? call->y.data : NULL, W};
+    if (call->dy.data && !is_direct(b, call->dy, W))
+        d.dy.data = fastrnn_take(&b->workspace, rows * (size_t)W);
+    if (call->dx.data && !is_direct(b, call->dx, I))
         d.dx = fastrnn_take(&b->workspace, rows * (size_t)I);
     for (int k = 0; k < 2 && k + 1 < stack->L; k++)
         d.between[k] = fastrnn_take(&b->workspace, rows * (size_t)stack->width);
@@ -624,13 +625,14 @@ fastrnn_status fastrnn_backward(const fastrnn_stack *stack, const fastrnn_call *
         gather(&b, call->dy, d.dy.row, d.dy.data);
         for (int direction = 0; b.map && b.map->repeat && direction < stack->D; direction++) {
             const int64_t P = d.dy.row / stack->D;
-            collect_gradients(&b, call->dy, direction * P, P, direction, d.dy.data, d.dy.row);
+            const int reverse = stack->layers[(stack->L - 1) * stack->D + direction].reverse;
+            collect_gradients(&b, call->dy, direction * P, P, reverse, d.dy.data, d.dy.row);
         }
     }
     rows_t dy = d.dy;
     for (int layer = stack->L - 1; layer >= 0; layer--) {
         const int64_t width = layer ? stack->D * stack->layers[(layer - 1) * stack->D].P : I;
-        char *dx = layer ? d.between[layer % 2] : d.dx;
+        char *dx = layer ? d.between[(layer - 1) % 2] : d.dx;
         if (!is_wanted_below(&b, layer))
             dx = NULL;
         for (int k = layer * stack->D; k < (layer + 1) * stack->D; k++) {
@@ -687,7 +689,7 @@ static int is_scattered(const batch_t *b)
 {
     const fastrnn_stack *stack = b->stack;
     const int64_t W = stack->D * stack->layers[stack->L * stack->D - 1].P;
-    return !b->call->y.data || !is_packed(b, b->call->y) || b->call->y.row != W;
+    return !b->call->y.data || !is_direct(b, b->call->y, W);
 }
 
 /* The largest scratch that any of the layers wants, beside the states. */

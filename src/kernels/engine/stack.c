@@ -46,7 +46,7 @@ static fastrnn_status read_spec(const fastrnn_spec *spec, fastrnn_layer *layer, 
         snprintf(error, 256, projected ? "%s cannot be projected" : "%s is not projected, but P is not H", shape.name);
         return FASTRNN_INVALID;
     }
-    if (spec->options & ~(uint64_t)(FASTRNN_BIAS_IH | FASTRNN_BIAS_HH | FASTRNN_PROJECTED)) {
+    if (spec->options & ~(uint64_t)(FASTRNN_BIAS_IH | FASTRNN_BIAS_HH | FASTRNN_PROJECTED | FASTRNN_REVERSE)) {
         snprintf(error, 256, "options are %llx, which this version does not know", (unsigned long long)spec->options);
         return FASTRNN_UNSUPPORTED;
     }
@@ -61,6 +61,7 @@ static fastrnn_status read_spec(const fastrnn_spec *spec, fastrnn_layer *layer, 
         .has_bias_ih = (spec->options & FASTRNN_BIAS_IH) != 0,
         .has_bias_hh = (spec->options & FASTRNN_BIAS_HH) != 0,
         .projected = projected,
+        .reverse = (spec->options & FASTRNN_REVERSE) != 0,
     };
     return FASTRNN_OK;
 }
@@ -106,6 +107,7 @@ fastrnn_status fastrnn_stack_new(const fastrnn_spec *specs, int L, int D, fastrn
     for (int k = 0; k < L * D && status == FASTRNN_OK; k++) {
         fastrnn_layer *layer = &stack->layers[k];
         status = read_spec(&specs[k], layer, error);
+        layer->reverse |= k % D;
         stack->width = D * layer->P > stack->width ? D * layer->P : stack->width;
         stack->hash = mix(mix(mix(mix(stack->hash, (uint64_t)layer->cell), (uint64_t)layer->I), (uint64_t)layer->H),
                           (uint64_t)(2 * layer->P + layer->projected));

@@ -10,7 +10,7 @@ typedef struct {
     int cell;
     fastrnn_cell_shape shape;
     int64_t I, H, P, G, AH; /* AH: columns of the accumulators */
-    int has_bias_ih, has_bias_hh, projected;
+    int has_bias_ih, has_bias_hh, projected, reverse;
     size_t panels_at[2]; /* bytes from the first panel of either pass */
 } fastrnn_layer;
 

@@ -23,7 +23,8 @@ extern "C" {
 enum { FASTRNN_F32 = 1, FASTRNN_F64 };             /* dtypes */
 enum { FASTRNN_FORWARD = 1, FASTRNN_BACKWARD = 2 }; /* what panels are for: bits */
 enum { FASTRNN_KEEP_NOTHING, FASTRNN_KEEP_ALL };    /* what a tape holds */
-enum { FASTRNN_BIAS_IH = 1, FASTRNN_BIAS_HH = 2, FASTRNN_PROJECTED = 4 }; /* options of a spec: bits */
+/* Options of a spec: bits. REVERSE: from the last step to the first, as the second of two directions always runs. */
+enum { FASTRNN_BIAS_IH = 1, FASTRNN_BIAS_HH = 2, FASTRNN_PROJECTED = 4, FASTRNN_REVERSE = 8 };
 
 typedef enum {
     FASTRNN_OK,
