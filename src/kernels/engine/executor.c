@@ -11,9 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Rows of projected sums that forward has at once: enough for a product at its full rate, few enough that the
- * recurrence finds them in L2. */
-enum { FORWARD_BYTES = 1 << 18, FORWARD_ROWS = 128 };
 /* Rows of one chunk of BPTT: the depth of the products that make the gradients of the weights. */
 enum { BACKWARD_ROWS = 512 };
 
@@ -172,7 +169,8 @@ static void begin_states(const batch_t *b, int k, const void *given, int64_t wid
     const size_t bytes = (size_t)width * b->item;
     const char *from = given ? (const char *)given + (size_t)(k * b->call->B) * bytes : NULL;
     if (!b->map && from) {
-        memmove(to, from, (size_t)b->S * bytes); /* the final state may lie where the initial one does */
+        if (to != from) /* the final state may lie where the initial one does */
+            memmove(to, from, (size_t)b->S * bytes);
         return;
     }
     const int64_t *begin = b->map ? b->at.begin[b->stack->layers[k].reverse] : NULL;
@@ -282,11 +280,9 @@ static int run_layer(const batch_t *b, fastrnn_run *run, int backward)
 /* Scratch of forward: as much as any engine wants. */
 static void take_forward_scratch(const batch_t *b, fastrnn_arena *arena, const fastrnn_layer *layer, fastrnn_run *run)
 {
-    const int64_t AH = layer->AH, item = (int64_t)b->item;
-    const int64_t chunk = largest(b->S, largest(FORWARD_ROWS, FORWARD_BYTES / (AH * item)));
-    run->chunk = chunk;
-    run->sums = fastrnn_take(arena, fastrnn_sums_bytes(b->stack, layer, smallest(chunk, b->N)));
-    run->bias = fastrnn_take(arena, (size_t)AH * b->item);
+    run->chunk = largest(b->S, layer->forward_rows);
+    run->sums = fastrnn_take(arena, (size_t)(1 + smallest(run->chunk, b->N)) * layer->sums_row);
+    run->bias = fastrnn_take(arena, (size_t)layer->AH * b->item);
     run->unit = NULL;
     if (layer->projected || layer->shape.has_reset)
         run->unit = fastrnn_take(arena, (size_t)(b->S * layer->H) * b->item);

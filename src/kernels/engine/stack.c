@@ -86,7 +86,20 @@ static uint64_t mix(uint64_t hash, uint64_t value)
     return hash ^ hash >> 29;
 }
 
-static size_t layer_panels(const fastrnn_stack *stack, const fastrnn_layer *layer, int pass, size_t parts[3]);
+static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int pass);
+
+/* Rows of projected sums that forward has at once: enough for a product at its full rate, few enough that the
+ * recurrence finds them in L2. */
+enum { FORWARD_BYTES = 1 << 18, FORWARD_ROWS = 128 };
+
+static void follow_sizes(fastrnn_stack *stack, fastrnn_layer *layer)
+{
+    const int64_t lanes = 64 / (int64_t)stack->item, fitting = FORWARD_BYTES / (layer->AH * (int64_t)stack->item);
+    layer->sums_row = (size_t)(layer->shape.accumulators * ((layer->H + lanes - 1) / lanes * lanes)) * stack->item;
+    layer->forward_rows = fitting > FORWARD_ROWS ? fitting : FORWARD_ROWS;
+    place_panels(stack, layer, 0);
+    place_panels(stack, layer, 1);
+}
 
 fastrnn_status fastrnn_stack_new(const fastrnn_spec *specs, int L, int D, fastrnn_stack **out, char error[256])
 {
@@ -111,10 +124,8 @@ fastrnn_status fastrnn_stack_new(const fastrnn_spec *specs, int L, int D, fastrn
         stack->width = D * layer->P > stack->width ? D * layer->P : stack->width;
         stack->hash = mix(mix(mix(mix(stack->hash, (uint64_t)layer->cell), (uint64_t)layer->I), (uint64_t)layer->H),
                           (uint64_t)(2 * layer->P + layer->projected));
-        for (int pass = 0; pass < 2; pass++) {
-            layer->panels_at[pass] = stack->panels[pass];
-            stack->panels[pass] += layer_panels(stack, layer, pass, (size_t[3]){0});
-        }
+        if (status == FASTRNN_OK)
+            follow_sizes(stack, layer);
     }
     stack->has_c = stack->layers[0].shape.has_c;
     if (status == FASTRNN_OK)
@@ -142,31 +153,26 @@ size_t fastrnn_panel_bytes(const fastrnn_stack *stack, int blocks, int64_t units
     return (size_t)most * stack->item;
 }
 
-size_t fastrnn_sums_bytes(const fastrnn_stack *stack, const fastrnn_layer *layer, int64_t rows)
-{
-    const int64_t lanes = 64 / (int64_t)stack->item;
-    return (size_t)((1 + rows) * layer->shape.accumulators * ((layer->H + lanes - 1) / lanes * lanes)) * stack->item;
-}
-
-/* Bytes of the panels of W_ih, W_hh and W_hr, each a whole number of cache lines; their sum. */
-static size_t layer_panels(const fastrnn_stack *stack, const fastrnn_layer *layer, int pass, size_t parts[3])
+/* The panels of W_ih, W_hh and W_hr follow those of the layers before, each at a cache line. */
+static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int pass)
 {
     const fastrnn_cell_shape shape = layer->shape;
+    const int64_t I = layer->I, H = layer->H, P = layer->P, G = layer->G;
+    size_t parts[3] = {0};
     if (pass == 0) {
-        parts[0] = fastrnn_panel_bytes(stack, shape.gates, layer->H, layer->I);
-        parts[1] = fastrnn_panel_bytes(stack, shape.hidden_blocks, layer->H, layer->P);
-        if (shape.has_reset)
-            parts[1] += fastrnn_panel_bytes(stack, 1, layer->H, layer->H);
-        parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, layer->P, layer->H) : 0;
+        parts[0] = fastrnn_panel_bytes(stack, shape.gates, H, I);
+        parts[1] = fastrnn_panel_bytes(stack, shape.hidden_blocks, H, P);
+        parts[1] += shape.has_reset ? fastrnn_panel_bytes(stack, 1, H, H) : 0;
+        parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, P, H) : 0;
     } else {
-        parts[0] = fastrnn_panel_bytes(stack, 1, layer->I, layer->G);
-        parts[1] = fastrnn_panel_bytes(stack, 1, layer->P, layer->G);
-        parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, layer->H, layer->P) : 0;
+        parts[0] = fastrnn_panel_bytes(stack, 1, I, G);
+        parts[1] = fastrnn_panel_bytes(stack, 1, P, G);
+        parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, H, P) : 0;
     }
-    size_t sum = 0;
-    for (int part = 0; part < 3; part++)
-        sum += parts[part] = (parts[part] + 63) & ~(size_t)63;
-    return sum;
+    for (int part = 0; part < 3; part++) {
+        layer->panels_at[pass][part] = stack->panels[pass];
+        stack->panels[pass] += (parts[part] + 63) & ~(size_t)63;
+    }
 }
 
 size_t fastrnn_panels_size(const fastrnn_stack *stack, int passes)
@@ -178,13 +184,11 @@ size_t fastrnn_panels_size(const fastrnn_stack *stack, int passes)
 fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int pass, int k)
 {
     const head_t *head = panels;
-    const fastrnn_layer *layer = &stack->layers[k];
-    const char *at = (const char *)panels + head->begin + layer->panels_at[pass];
-    size_t parts[3];
+    const size_t *at = stack->layers[k].panels_at[pass];
+    const char *first = (const char *)panels + head->begin;
     if (pass == 1 && head->passes & FASTRNN_FORWARD)
-        at += stack->panels[0];
-    layer_panels(stack, layer, pass, parts);
-    return (fastrnn_layer_panels){at, at + parts[0], at + parts[0] + parts[1]};
+        first += stack->panels[0];
+    return (fastrnn_layer_panels){first + at[0], first + at[1], first + at[2]};
 }
 
 fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass)

@@ -11,7 +11,10 @@ typedef struct {
     fastrnn_cell_shape shape;
     int64_t I, H, P, G, AH; /* AH: columns of the accumulators */
     int has_bias_ih, has_bias_hh, projected, reverse;
-    size_t panels_at[2]; /* bytes from the first panel of either pass */
+    /* What would otherwise be worked out at every step of a stream. */
+    size_t panels_at[2][3]; /* of W_ih, W_hh, W_hr: bytes from the first panel of either pass */
+    size_t sums_row;        /* bytes of a row of the fused engine's sums, the most over all instruction sets */
+    int64_t forward_rows;   /* of projected sums that forward has at once */
 } fastrnn_layer;
 
 struct fastrnn_stack {
@@ -35,9 +38,8 @@ fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *p
 /* FASTRNN_OK, or FASTRNN_WRONG_PANELS. */
 fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass);
 
-/* Bytes of the scratch that one layer's run wants, the most over all instruction sets. */
+/* Bytes of the panels of a matrix, the most over all instruction sets. */
 size_t fastrnn_panel_bytes(const fastrnn_stack *stack, int blocks, int64_t units, int64_t K);
-size_t fastrnn_sums_bytes(const fastrnn_stack *stack, const fastrnn_layer *layer, int64_t rows);
 
 /* Parts of a block of memory, one after the other, each at a cache line. Without a base it only measures. */
 typedef struct {
