@@ -95,14 +95,16 @@ class _StatelessLayer(Layer):
         check_shape(owner, "dy", dy, "the shape of y", tape.y_shape)
         return self._backward(tape.record, dy, None)
 
-    def _accept(self, x: Any, state: Any, lengths: Any) -> tuple[Array, Array | None]:
-        """x, of which the layer checks the rest, and the lengths."""
-        owner = type(self).__name__
+    def _accept(self, x: Any, state: Any, lengths: Any) -> tuple[Any, Array | None]:
+        """x, which the layer checks, and the lengths."""
         self._reject_state("state", state)
+        if lengths is None:
+            return x, None
+        owner = type(self).__name__
         x = see(owner, "x", x)
-        if lengths is not None and x.ndim < 2:
+        if x.ndim < 2:
             raise ValueError(f"{owner}: x has shape {x.shape}, expected (T, B, ...) with lengths")
-        return x, None if lengths is None else as_lengths(owner, lengths, *x.shape[:2])
+        return x, as_lengths(owner, lengths, *x.shape[:2])
 
     def _reject_state(self, name: str, value: Any) -> None:
         if value is not None:
