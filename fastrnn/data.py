@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike
 
 from .arguments import Array, as_lengths, see
 
+__all__ = ["pad_sequences"]
+
 
 def as_data(owner: str, name: str, value: Any) -> Array:
     """`value` as an array of its own real dtype; TypeError names the argument."""
