@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import Array, as_array, as_rows, as_size
+from .arguments import Array, as_array, as_real, as_rows, as_size
 from .base import Layer, State
-from .data import as_data
 from .layers import Dropout, Embedding
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class ModelStream:
         if not model._per_step:
             raise ValueError("stream: the model has a LastStep, which needs the whole sequence")
         for layer in model.layers:
-            stream: Any = layer.stream(batch_size) if hasattr(layer, "stream") else None
+            stream: Any = layer.stream(self.batch_size) if hasattr(layer, "stream") else None
             self._streams.append(stream)
             self._steps.append(_Step(layer) if stream is None else stream.step)
 
@@ -50,7 +49,7 @@ class ModelStream:
         ndarray
             (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
         """
-        x = as_data("stream", "x_t", x_t) if self._takes_ids else as_array("stream", "x_t", x_t, self._dtype)
+        x = as_real("stream", "x_t", x_t) if self._takes_ids else as_array("stream", "x_t", x_t, self._dtype)
         ndim = 1 if self._takes_ids else 2
         unbatched = self.batch_size == 1 and x.ndim == ndim - 1
         if unbatched:

@@ -28,11 +28,14 @@ from .arguments import (
     check_ndim,
     check_shape,
 )
-from .base import Gradients, Layer, State
+from .base import Gradients, Layer, State, draw_parameters
 from .sequence import CELLS, Cell, Packing
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN"]
+
+#: Layers of one stack: far more than have ever been trained, and made in a fraction of a second.
+_MOST_LAYERS = 10_000
 
 
 class Tape:
@@ -73,7 +76,7 @@ class Recurrent(Layer):
         owner = type(self).__name__
         self.input_size = as_size(owner, "input_size", input_size)
         self.hidden_size = as_size(owner, "hidden_size", hidden_size)
-        self.num_layers = as_size(owner, "num_layers", num_layers)
+        self.num_layers = as_size(owner, "num_layers", num_layers, maximum=_MOST_LAYERS)
         self.bias = as_flag(owner, "bias", bias)
         self.batch_first = as_flag(owner, "batch_first", batch_first)
         self.bidirectional = as_flag(owner, "bidirectional", bidirectional)
@@ -86,10 +89,8 @@ class Recurrent(Layer):
         self.dtype = as_dtype(owner, dtype)
         self.rng = as_generator(owner, rng)
         check_blas_sizes(owner, **{"4*hidden_size": 4 * self.hidden_size})
-        self._parameters = {}
         bound = 1.0 / np.sqrt(self.hidden_size)
-        for name, shape in self._shapes():
-            self._parameters[name] = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
+        self._parameters = draw_parameters(owner, self._shapes(), bound, self.dtype, self.rng)
         #: Field of `Weights` -> parameter name, and the same arrays as the kernels take them; layer-major.
         self._fields = [
             self._names(layer, direction)
@@ -128,9 +129,10 @@ class Recurrent(Layer):
         fields += ["weight_hr"] if self.proj_size else []
         return {field: field + suffix for field in fields}
 
-    def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name -> shape, layer-major."""
         rows, P = self._cell.gates * self.hidden_size, self._width
-        result = []
+        result: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
             shapes = {
                 "weight_ih": (rows, self.input_size if layer == 0 else self.output_size),
@@ -140,7 +142,7 @@ class Recurrent(Layer):
                 "weight_hr": (P, self.hidden_size),
             }
             for direction in range(self.num_directions):
-                result += [(name, shapes[field]) for field, name in self._names(layer, direction).items()]
+                result |= {name: shapes[field] for field, name in self._names(layer, direction).items()}
         return result
 
     def _lend(self) -> None:

@@ -174,23 +174,23 @@ FROZEN.setflags(write=False)
         (ValueError, lambda: Adam(epsilon=0), "Adam: epsilon is 0, expected a finite number > 0"),
         (ValueError, lambda: SGD().step(W, {}), r"gradients lack \['w'\]"),
         (ValueError, lambda: SGD().step(W, {**W, "b": W["w"]}), r"have \['b'\] that are no parameters"),
-        (ValueError, lambda: SGD().step(W, {"w": np.zeros(4)}), r"w has shape \(4,\), expected \(3,\)"),
+        (ValueError, lambda: SGD().step(W, {"w": np.zeros(4)}), r"of w has shape \(4,\), expected .* \(3,\)"),
         (TypeError, lambda: SGD().step(W, {"w": np.zeros(3, np.float32)}), "dtype float32, expected float64"),
-        (ValueError, lambda: SGD().step({"w": np.zeros(6)[::2]}, W), "isn't C-contiguous and writable"),
-        (ValueError, lambda: SGD().step({"w": FROZEN}, W), "isn't C-contiguous and writable"),
-        (ValueError, lambda: SGD().load_state_dict({}), "iterations is None"),
+        (ValueError, lambda: SGD().step({"w": np.zeros(6)[::2]}, W), "w isn't C-contiguous"),
+        (ValueError, lambda: SGD().step({"w": FROZEN}, W), "w is read-only"),
+        (ValueError, lambda: SGD().load_state_dict({}), r"missing entries \['iterations'\]"),
         (ValueError, lambda: SGD().load_state_dict({"iterations": -1}), "expected one integer >= 0"),
         (
             ValueError,
             lambda: Adam().load_state_dict({"iterations": 1, "m/w": [0.0]}),
-            r"missing slots \['v/w'\]",
+            r"missing entries \['v/w'\]",
         ),
         (
             ValueError,
             lambda: SGD().load_state_dict({"iterations": 1, "m/w": [0.0]}),
-            r"unexpected slots \['m/w'\]",
+            r"unexpected entries \['m/w'\]",
         ),
-        (ValueError, lambda: RMSprop().load_state_dict({"iterations": 1, "v/w": [1]}), "v/w has dtype int64"),
+        (TypeError, lambda: RMSprop().load_state_dict({"iterations": 1, "v/w": [1]}), "v/w has dtype int64"),
     ],
 )
 def test_errors(error, call, message):
@@ -209,7 +209,7 @@ def test_a_refused_step_changes_nothing():
 def test_slots_of_another_shape_are_refused():
     optimizer = Adam()
     optimizer.load_state_dict({"iterations": 1, "m/w": np.zeros(4), "v/w": np.zeros(4)})
-    with pytest.raises(ValueError, match=r"m/w has shape \(4,\), expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"m/w has shape \(4,\), expected .* \(3,\)"):
         optimizer.step({"w": np.zeros(3)}, {"w": np.zeros(3)})
 
 

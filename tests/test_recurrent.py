@@ -321,7 +321,7 @@ def test_load_state_dict_is_all_or_nothing():
         (lambda: GRU(4, 4, rng="x"), TypeError, "GRU: rng is 'x'"),
         (lambda: GRU(2**30, 2**30), ValueError, "GRU: 4\\*hidden_size is"),
         (lambda: RNN(4, 4, nonlinearity="sin"), ValueError, "RNN: nonlinearity is 'sin'"),
-        (lambda: RNN(4, 4, nonlinearity=np.array(["tanh"])), ValueError, "RNN: nonlinearity is array"),
+        (lambda: RNN(4, 4, nonlinearity=np.array(["tanh"])), TypeError, "RNN: nonlinearity is array"),
         (
             lambda: GRU(4, 4, bidirectional="false"),
             TypeError,
