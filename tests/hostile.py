@@ -206,7 +206,8 @@ def _snapshot(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     if hasattr(type(value), "load_state_dict") and hasattr(type(value), "parameters"):
-        return {name: array.tobytes() for name, array in value.state_dict().items()}
+        with contextlib.suppress(AttributeError):  # a hollow one
+            return {name: array.tobytes() for name, array in value.state_dict().items()}
     return id(value)
 
 
@@ -269,7 +270,8 @@ def _complaint(subject: Subject, case: Case, error: BaseException, arguments: di
     if case.scenario != "call" or _is_of_the_call(error):
         return None
     words = {part for name, path, _ in case.mutations for part in (name, *path) if isinstance(part, str)}
-    words |= {str(arguments[name]) for name, _, _ in case.mutations if name in PATHS}
+    paths = (arguments[name] for name, _, _ in case.mutations if name in PATHS)
+    words |= {str(path) for path in paths if isinstance(path, (str, os.PathLike))}
     if any(label in SHAPES or label.startswith(("entry", "stranger")) for _, _, label in case.mutations):
         words |= {parameter.name for parameter in subject.parameters}
     message = str(error)
