@@ -215,7 +215,7 @@ def _arrays(value: Any) -> list[np.ndarray]:
     """The arrays in there, for tampering."""
     if issubclass(type(value), np.ndarray):
         return [value]
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not type(value).__name__.endswith("Tape"):  # which are opaque
         return list(itertools.chain.from_iterable(map(_arrays, value)))
     return _arrays(list(value.values())) if isinstance(value, dict) else []
 
@@ -253,15 +253,17 @@ def _play(subject: Subject, case: Case, owner: Any, arguments: dict[str, Any]) -
         _tamper(case, gradients)
 
 
-def _complaint(subject: Subject, case: Case, error: BaseException, arguments: dict[str, Any]) -> str | None:
+def _complaint(
+    subject: Subject, case: Case, error: BaseException, owner: Any, arguments: dict[str, Any]
+) -> str | None:
     """What is wrong with the error, None if nothing is."""
     if isinstance(error, Hang):
         return "hang"
-    hollow = any(label == "instance hollow" for _, _, label in case.mutations)
+    impostor = any(label == "instance hollow" or "__class__" in label for _, _, label in case.mutations)
     documented = type(error).__name__ == "TrainingDiverged" or (
         isinstance(error, RuntimeError) and re.search(r"\bRuntimeError\b", subject.documentation())
     )
-    if hollow or documented or isinstance(error, MemoryError):
+    if impostor or documented or isinstance(error, MemoryError):
         return None
     if isinstance(error, OSError):
         return None if any(name in PATHS for name, _, _ in case.mutations) else "unexpected"
@@ -269,15 +271,28 @@ def _complaint(subject: Subject, case: Case, error: BaseException, arguments: di
         return "unexpected"
     if case.scenario != "call" or _is_of_the_call(error):
         return None
-    words = {part for name, path, _ in case.mutations for part in (name, *path) if isinstance(part, str)}
+    valid = Combination(tuple(map(tuple, case.choices))).build(owner)  # type: ignore[arg-type]
+    words = {
+        word
+        for name, path, _ in case.mutations
+        for word in (name, *path, *_keys(valid[name]), *_keys(arguments[name]))
+        if isinstance(word, str)
+    }
     paths = (arguments[name] for name, _, _ in case.mutations if name in PATHS)
     words |= {str(path) for path in paths if isinstance(path, (str, os.PathLike))}
-    if any(label in SHAPES or label.startswith(("entry", "stranger")) for _, _, label in case.mutations):
+    if any(
+        label in SHAPES or label.startswith(("None", "entry", "stranger")) for _, _, label in case.mutations
+    ):
         words |= {parameter.name for parameter in subject.parameters}
     message = str(error)
     if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message) for word in words):
         return None
     return "no name"
+
+
+def _keys(value: Any) -> list[Any]:
+    """A message about a mapping may name the key."""
+    return list(value) if isinstance(value, dict) else []
 
 
 def _is_of_the_call(error: BaseException) -> bool:
@@ -327,7 +342,7 @@ def run(subject: Subject, case: Case, seconds: float = SECONDS) -> Fault | None:
         growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
         if growth > GROWTH:
             return Fault("memory", f"took {growth >> 10} MB", subject.name, case)
-        complaint = None if error is None else _complaint(subject, case, error, arguments)
+        complaint = None if error is None else _complaint(subject, case, error, owner, arguments)
         if error is None or complaint is None:
             return None
         package = subject.name.partition(".")[0]

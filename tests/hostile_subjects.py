@@ -103,7 +103,7 @@ def _of(call: Callable[[Any], Any]) -> list[Callable[[Any], Any]]:
     return [call]
 
 
-X = [_array(T, B, I), _array(B, T, I), _array(T, I), _ids(B, T), _array(LONG, B, I)]
+X = [_array(T, B, I), _array(B, T, I), _array(T, I), _ids(B, T), _ids(T, B), _array(LONG, B, I)]
 STATE = [_array(B, H), _pair((B, H), (B, H)), _pair((B, P), (B, H)), _pair((1, B, H), (1, B, H))]
 GRADIENTS = [lambda owner: {"a": _array(3)(owner), "b": _array(2, 2)(owner)}]
 
