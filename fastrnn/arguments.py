@@ -45,12 +45,17 @@ def as_dtype(owner: str, dtype: Any) -> np.dtype[Any]:
     for real in (np.dtype(np.float32), np.dtype(np.float64)):
         if result is not None and result == real:
             return real
-    raise TypeError(f"{owner}: dtype is {dtype!r}, expected 'float32' or 'float64'")
+    raise TypeError(f"{owner}: dtype is {show(dtype)}, expected 'float32' or 'float64'")
+
+
+def is_integer(value: Any) -> bool:
+    """An int of Python's or NumPy's; no bool, and no timedelta64, which is a subclass of np.integer."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
 
 
 def as_size(owner: str, name: str, value: Any, minimum: int = 1, maximum: int = LARGEST) -> int:
     """An integer from `minimum` to `maximum`; TypeError or ValueError names the argument."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+    if not is_integer(value):
         raise TypeError(f"{owner}: {name} is {show(value)}, expected an integer")
     size = int(value)
     if not minimum <= size <= maximum:
@@ -60,9 +65,11 @@ def as_size(owner: str, name: str, value: Any, minimum: int = 1, maximum: int = 
 
 def _as_real_number(owner: str, name: str, value: Any, expected: str) -> float:
     """An int or a float of Python's, of the value of one of Python's or NumPy's."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if is_integer(value):
+        return int(value)
+    if not isinstance(value, (float, np.floating)):
         raise TypeError(f"{owner}: {name} is {show(value)}, expected {expected}")
-    return int(value) if isinstance(value, (int, np.integer)) else float(value)
+    return float(value)
 
 
 def as_fraction(owner: str, name: str, value: Any) -> float:
@@ -88,7 +95,7 @@ def as_number(
 
 def as_flag(owner: str, name: str, value: Any) -> bool:
     """True or False, also as 0 or 1; TypeError for anything else."""
-    if not isinstance(value, (bool, np.bool_, int, np.integer)) or value not in (0, 1):
+    if not (isinstance(value, (bool, np.bool_)) or (is_integer(value) and value in (0, 1))):
         raise TypeError(f"{owner}: {name} is {show(value)}, expected True or False")
     return bool(value)
 
@@ -107,7 +114,7 @@ def as_generator(owner: str, rng: Any, name: str = "rng") -> np.random.Generator
         return rng
     if rng is None:
         return np.random.default_rng()
-    if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, (int, np.integer)):
+    if not is_integer(rng):
         expected = "None, an int seed or a numpy.random.Generator"
         raise TypeError(f"{owner}: {name} is {show(rng)}, expected {expected}")
     seed = int(rng)
@@ -129,7 +136,7 @@ def as_list(owner: str, name: str, value: Any, expected: str) -> list[Any]:
     if not isinstance(value, (str, bytes, bytearray, AbstractSet, Mapping)):
         try:
             items = iter(value)
-        except TypeError:  # which says nothing of the argument
+        except Exception:  # which says nothing of the argument
             pass
         else:
             return list(items)

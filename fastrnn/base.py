@@ -7,6 +7,7 @@ Shape letters: ``T`` time steps, ``B`` batch rows. Inside the library a sequence
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +27,14 @@ class Gradients(NamedTuple):
     parameters: dict[str, Array]  #: name -> array, the names of ``layer.parameters``
 
 
+def _memory() -> float:
+    """Bytes of memory in this machine, infinity where the system doesn't say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
 def draw_parameters(
     owner: str,
     shapes: Mapping[str, tuple[int, ...]],
@@ -35,13 +44,15 @@ def draw_parameters(
 ) -> dict[str, Array]:
     """New parameters of these names and shapes, U(-bound, bound), in their order.
 
-    MemoryError before the first is made if the system has not the memory for all of them.
+    MemoryError before the first is made if there is not memory for all of them.
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     largest = max(sizes, key=lambda name: sizes[name])
     need = sum(sizes.values()) * dtype.itemsize + 8 * sizes[largest]  # they are drawn in float64
     try:
-        np.empty(need, np.uint8)  # reserves addresses, and touches no memory
+        if need > _memory():  # many systems promise more than they have
+            raise MemoryError
+        np.empty(need, np.uint8)  # a limit of the process may be lower; this touches no memory
     except (MemoryError, ValueError):
         raise MemoryError(
             f"{owner}: the parameters take {need / 2**30:.3g} GiB, more than there is; the largest is "

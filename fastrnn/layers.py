@@ -28,11 +28,11 @@ from .arguments import (
     as_fraction,
     as_generator,
     as_ids,
-    as_integers,
     as_lengths,
     as_size,
     check_ndim,
     check_shape,
+    see,
 )
 from .base import Gradients, Layer, State, draw_parameters
 
@@ -59,11 +59,11 @@ class _StatelessLayer(Layer):
     ) -> tuple[Array, None]:
         """Inference: ``(y, None)``. Keeps nothing, and is safe from many threads at once.
 
-        Each position stands for itself, so `lengths` (B,) changes the result of LastStep only.
-        ValueError for a wrong shape or value, TypeError for a wrong kind or dtype.
+        Each position stands for itself, so `lengths` (B,), for an x of (T, B, ...), changes the result
+        of LastStep only. ValueError for a wrong shape or value, TypeError for a wrong kind or dtype.
         """
-        self._check_others(state, lengths)
-        y, _ = self._infer(x, None, lengths)  # type: ignore[arg-type]  # they make arrays of what they use
+        x, lengths = self._accept(x, state, lengths)
+        y, _ = self._infer(x, None, lengths)
         return y, None
 
     def forward(
@@ -74,8 +74,8 @@ class _StatelessLayer(Layer):
         The tape refers to x and y and doesn't copy them: leave both unchanged until `backward`.
         Arguments and errors as for calling the layer.
         """
-        self._check_others(state, lengths)
-        y, _, record = self._forward(x, None, lengths)  # type: ignore[arg-type]
+        x, lengths = self._accept(x, state, lengths)
+        y, _, record = self._forward(x, None, lengths)
         return y, None, _Tape(self, y.shape, y.dtype, record)
 
     def backward(self, tape: Any, dy: ArrayLike, dstate: None = None) -> Gradients:
@@ -95,11 +95,14 @@ class _StatelessLayer(Layer):
         check_shape(owner, "dy", dy, "the shape of y", tape.y_shape)
         return self._backward(tape.record, dy, None)
 
-    def _check_others(self, state: Any, lengths: Any) -> None:
-        """The arguments beside x. All layers but LastStep use no lengths, and take them whatever x is."""
+    def _accept(self, x: Any, state: Any, lengths: Any) -> tuple[Array, Array | None]:
+        """x, of which the layer checks the rest, and the lengths."""
+        owner = type(self).__name__
         self._reject_state("state", state)
-        if lengths is not None:
-            as_integers(type(self).__name__, "lengths", lengths)
+        x = see(owner, "x", x)
+        if lengths is not None and x.ndim < 2:
+            raise ValueError(f"{owner}: x has shape {x.shape}, expected (T, B, ...) with lengths")
+        return x, None if lengths is None else as_lengths(owner, lengths, *x.shape[:2])
 
     def _reject_state(self, name: str, value: Any) -> None:
         if value is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import Array, as_array, as_real, as_rows, as_size
+from .arguments import Array, as_array, as_integers, as_rows, as_size
 from .base import Layer, State
 from .layers import Dropout, Embedding
 
@@ -49,8 +49,10 @@ class ModelStream:
         ndarray
             (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
         """
-        x = as_real("stream", "x_t", x_t) if self._takes_ids else as_array("stream", "x_t", x_t, self._dtype)
-        ndim = 1 if self._takes_ids else 2
+        if self._takes_ids:
+            x, ndim = as_integers("stream", "x_t", x_t), 1
+        else:
+            x, ndim = as_array("stream", "x_t", x_t, self._dtype), 2
         unbatched = self.batch_size == 1 and x.ndim == ndim - 1
         if unbatched:
             x = x[np.newaxis]
@@ -70,10 +72,14 @@ class ModelStream:
 
     @state.setter
     def state(self, states: Sequence[State]) -> None:
-        if not isinstance(states, (list, tuple)) or len(states) != len(self._streams):
-            raise ValueError(
-                f"stream: state is not a list with an entry for each of {len(self._streams)} layers"
-            )
+        expected = f"a list with an entry for each of the {len(self._streams)} layers"
+        if not isinstance(states, (list, tuple)):
+            raise TypeError(f"stream: state is {type(states).__name__}, expected {expected}")
+        if len(states) != len(self._streams):
+            raise ValueError(f"stream: state has {len(states)} entries, expected {expected}")
+        for index, (stream, state) in enumerate(zip(self._streams, states, strict=True)):
+            if stream is None and state is not None:
+                raise ValueError(f"stream: state[{index}] is of a layer without a state, expected None")
         before = self.state
         try:
             for stream, state in zip(self._streams, states, strict=True):

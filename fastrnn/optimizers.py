@@ -46,6 +46,8 @@ __all__ = [
 #: Elements in a block: its five float32 arrays (parameter, gradient, two slots, scratch) take 640 KB.
 _BLOCK = 1 << 15
 
+_LIKE = "the parameter's own shape"
+
 
 def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))
@@ -90,11 +92,10 @@ class Optimizer:
         """
         owner = f"{type(self).__name__}.step"
         work = self._arguments(owner, parameters, gradients)
-        for name, (_, gradient) in work.items():
-            if not _is_finite(gradient):
-                raise ValueError(
-                    f"{owner}: gradient of {name} holds NaN or infinity, expected finite numbers"
-                )
+        with np.errstate(over="ignore", invalid="ignore"):
+            wrong = next((name for name, (_, gradient) in work.items() if not _is_finite(gradient)), None)
+        if wrong is not None:
+            raise ValueError(f"{owner}: gradient of {wrong} holds NaN or infinity, expected finite numbers")
         self._step(owner, work)
 
     def _step(self, owner: str, work: Mapping[str, tuple[Array, Array]]) -> None:
@@ -181,12 +182,11 @@ class Optimizer:
             parameter = _as_writable(owner, str(name), parameters[name])
             if not parameter.flags.c_contiguous:
                 raise ValueError(f"{owner}: {name} isn't C-contiguous, so it can't change in place")
-            gradient = as_real(owner, f"gradient of {name}", gradients[name])
-            check_shape(owner, f"gradient of {name}", gradient, f"the shape of {name}", parameter.shape)
+            label = f"gradient of {name}"
+            gradient = as_real(owner, label, gradients[name])
+            check_shape(owner, label, gradient, _LIKE, parameter.shape)
             if gradient.dtype != parameter.dtype:
-                raise TypeError(
-                    f"{owner}: gradient of {name} has dtype {gradient.dtype}, expected {parameter.dtype}"
-                )
+                raise TypeError(f"{owner}: {label} has dtype {gradient.dtype}, expected {parameter.dtype}")
             work[name] = parameter, gradient
         return work
 
@@ -196,7 +196,7 @@ class Optimizer:
         for key in (f"{slot}/{name}" for slot in self._slots()):
             slot = self._state.get(key)
             slot = np.zeros_like(parameter) if slot is None else slot.astype(parameter.dtype, copy=False)
-            check_shape(owner, key, slot, f"the shape of {name}", parameter.shape)
+            check_shape(owner, key, slot, _LIKE, parameter.shape)
             result[key] = slot
         return result
 
@@ -473,8 +473,7 @@ def _as_writable(owner: str, name: str, value: Any) -> Array:
 
 def _is_finite(array: Array) -> bool:
     """Whether all elements are. One pass tells it nearly always: a finite sum has finite terms alone."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+    return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def _sum_of_squares(arrays: Iterable[Array], scale: float) -> float:

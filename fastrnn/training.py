@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import schedules
-from .arguments import Array, as_flag, as_list, as_size, show
+from .arguments import Array, as_flag, as_list, as_size, is_integer, show
 from .base import State
 from .callbacks import Callback, History
 from .checkpoint import Path, as_path, check_like, read_file, write_file
@@ -98,7 +98,7 @@ class CheckpointPlan:
             if self.every < timedelta(0):
                 raise ValueError(f"fit: checkpoint_every is {self.every}, expected a positive time")
         elif self.every is not None:
-            if isinstance(self.every, bool) or not isinstance(self.every, (int, np.integer)):
+            if not is_integer(self.every):
                 expected = "an integer or a datetime.timedelta"
                 raise TypeError(f"fit: checkpoint_every is {show(self.every)}, expected {expected}")
             as_size("fit", "checkpoint_every", self.every)
@@ -118,7 +118,7 @@ def _as_callbacks(callbacks: Any) -> list[Callback]:
 def _as_verbose(verbose: Any) -> int:
     if isinstance(verbose, str) and verbose == "auto":
         return 1
-    if not isinstance(verbose, (int, np.integer, np.bool_)):
+    if not (is_integer(verbose) or isinstance(verbose, (bool, np.bool_))):
         raise TypeError(f"fit: verbose is {show(verbose)}, expected 0, 1, 2 or 'auto'")
     if not 0 <= verbose <= 2:
         raise ValueError(f"fit: verbose is {show(verbose)}, expected 0, 1, 2 or 'auto'")
