@@ -18,6 +18,7 @@ from .arguments import (
     as_mapping,
     as_number,
     as_size,
+    is_integer,
     show,
 )
 from .checkpoint import as_path, check_like
@@ -34,7 +35,7 @@ def _as_logs(owner: str, logs: Any, needed: str | None = None) -> dict[str, floa
     """The logs of an epoch as floats, the one that is needed among them; errors name the argument."""
     values = {}
     for name, value in as_mapping(owner, "logs", logs).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        if not is_integer(value) and not isinstance(value, (float, np.floating)):
             raise TypeError(f"{owner}: logs[{show(name)}] is {show(value)}, expected a number")
         try:
             values[name] = float(value)
