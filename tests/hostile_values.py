@@ -47,8 +47,13 @@ def _raise(*_: Any, **__: Any) -> Any:
 
 
 def _raising(name: str) -> Callable[[], Any]:
-    others = {"getitem": _raise} if name == "len" else {}
+    """Of objects with a ``__len__`` or a ``__getitem__`` three items can be had."""
+    others = {"getitem": _three} if name == "len" else {"len": lambda self: 3} if name == "getitem" else {}
     return lambda: _object(**{name: _raise}, **others)
+
+
+def _three(self: Any, index: Any) -> float:
+    return [0.0, 0.0, 0.0][index]
 
 
 def _growing_array() -> Any:
@@ -58,12 +63,12 @@ def _growing_array() -> Any:
 
 
 _LIES: dict[str, Callable[[], Any]] = {
-    "__len__ is 2**62": lambda: _object(len=lambda self: 2**62, getitem=lambda self, index: 0.0),
-    "__len__ is -1": lambda: _object(len=lambda self: -1, getitem=lambda self, index: 0.0),
+    "__len__ is 2**62": lambda: _object(len=lambda self: 2**62, getitem=_three),
+    "__len__ is -1": lambda: _object(len=lambda self: -1, getitem=_three),
     "__len__ is 3, __getitem__ ends at once": lambda: _object(
         len=lambda self: 3, getitem=lambda self, index: [][index]
     ),
-    "__len__ is 'x'": lambda: _object(len=lambda self: "x", getitem=lambda self, index: 0.0),
+    "__len__ is 'x'": lambda: _object(len=lambda self: "x", getitem=_three),
     "__iter__ is None": lambda: _object(iter=lambda self: None),
     "__iter__ yields objects": lambda: _object(iter=lambda self: iter([object()] * 3)),
     "__index__ is 'x'": lambda: _object(index=lambda self: "x"),
@@ -490,8 +495,10 @@ DERIVED: dict[str, Callable[[Any], Any]] = (
     | {f"instance {label}": change for label, change in _INSTANCES.items()}
 )
 
-#: The array has another shape, but is one: the fault may be the other argument's.
-SHAPES = {f"array {label}" for label in _SHAPES}
+#: An array of another shape, or none at all: the fault may be another argument's.
+SHAPES = {f"array {label}" for label in _SHAPES} | {
+    label for label in WRONG if label.startswith(("huge", "number array", "None"))
+}
 
 
 def derive(label: str, valid: Any) -> Any:
@@ -529,7 +536,7 @@ TAMPERS: dict[str, Callable[[np.ndarray], None]] = {
     "strides 0": _set("strides", lambda a: (0,) * a.ndim),
     "resized to nothing": lambda a: a.resize((0,), refcheck=False),
     "resized to less": lambda a: a.resize((1,) * a.ndim, refcheck=False),
-    "resized to more": lambda a: a.resize((a.size * 64,), refcheck=False),
+    "resized to more": lambda a: a.resize((a.size + 5000,), refcheck=False),
     "read-only": lambda a: a.setflags(write=False),
     "writeable": lambda a: a.setflags(write=True),
 }
