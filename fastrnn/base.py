@@ -16,6 +16,8 @@ import numpy as np
 
 from .arguments import Array, as_array, as_mapping, check_shape
 
+__all__ = ["Gradients", "Layer"]
+
 State = Any  # None, an array, or a tuple of arrays: only the layer that made it looks inside
 
 

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike
 
 from .arguments import Array, as_lengths, as_list, as_real
 
+__all__ = ["pad_sequences"]
+
 
 class Chunk(NamedTuple):
     """Some steps of a batch, time-major."""

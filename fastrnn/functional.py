@@ -20,22 +20,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from . import _kernels
 from ._kernels import Kept, Weights
-from .arguments import (
-    Array,
-    as_array,
-    as_choice,
-    as_flag,
-    as_lengths,
-    as_state,
-    check_blas_sizes,
-    check_ndim,
-    check_shape,
-)
+from .arguments import Array, as_choice, as_flag
 from .base import Gradients
+from .cell_arguments import WEIGHTS, Sizes, as_call, as_output_gradient, as_states
 from .sequence import CELLS, Cell, Packing
 
 __all__ = [
@@ -54,11 +43,12 @@ __all__ = [
 class Tape:
     """What a ``_forward`` function keeps for its ``_backward``; opaque to callers."""
 
-    __slots__ = ("_cell", "_kept", "_owner", "_packing")
+    __slots__ = ("_cell", "_kept", "_owner", "_packing", "_sizes")
 
-    def __init__(self, owner: str, cell: Cell, packing: Packing, kept: Kept) -> None:
+    def __init__(self, owner: str, cell: Cell, sizes: Sizes, packing: Packing, kept: Kept) -> None:
         self._owner = owner
         self._cell = cell
+        self._sizes = sizes
         self._packing = packing
         self._kept = kept
 
@@ -333,48 +323,6 @@ def _gru_cell(reset_after: bool) -> Cell:
     return CELLS["gru" if as_flag("gru", "reset_after", reset_after) else "gru_reset_before"]
 
 
-def _as_weights(owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[Any], I: int) -> Weights:
-    """The weights as arrays of `dtype`, each checked against I and against weight_hh's own H."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    arrays: list[Any] = [
-        None if value is None else as_array(owner, name, value, dtype)
-        for name, value in zip(names, given, strict=True)
-    ]
-    weights = Weights(cell.number, *arrays)
-    for name, letters in (("weight_ih", "(G, I)"), ("weight_hh", "(G, H)")):
-        if getattr(weights, name) is None:
-            raise TypeError(f"{owner}: {name} is None, expected an array")
-        check_ndim(owner, name, getattr(weights, name), letters)
-    gates = "H" if cell.gates == 1 else f"{cell.gates}*H"
-    rows = weights.weight_ih.shape[0]
-    if rows % cell.gates or not rows:
-        raise ValueError(
-            f"{owner}: weight_ih has shape {weights.weight_ih.shape}, expected ({gates}, I) with H >= 1"
-        )
-    H = rows // cell.gates
-    P, width = (H, "H") if weights.weight_hr is None else (weights.weight_hh.shape[1], "P")
-    check_shape(owner, "weight_ih", weights.weight_ih, f"({gates}, I)", (rows, I))
-    check_shape(owner, "weight_hh", weights.weight_hh, f"({gates}, {width})", (rows, P))
-    for name in ("bias_ih", "bias_hh"):
-        if getattr(weights, name) is not None:
-            check_shape(owner, name, getattr(weights, name), f"({gates},)", (rows,))
-    if weights.weight_hr is not None:
-        check_shape(owner, "weight_hr", weights.weight_hr, "(P, H)", (P, H))
-    check_blas_sizes(owner, I=I, P=P, G=max(cell.accumulators, cell.gates) * H)
-    for letter, size in (("I", I), ("P", P)):
-        if not size:
-            raise ValueError(f"{owner}: {letter} is 0, expected at least 1")
-    return weights
-
-
-def _as_state(
-    owner: str, name: str, cell: Cell, state: Any, B: int, P: int, H: int, dtype: np.dtype[Any]
-) -> tuple[Array, Array | None]:
-    if cell.has_c:
-        return as_state(owner, name, state, ("(B, P)", "(B, H)"), ((B, P), (B, H)), dtype)
-    return as_state(owner, name, state, ("(B, H)",), ((B, H),), dtype)
-
-
 def _run(
     owner: str,
     cell: Cell,
@@ -382,48 +330,44 @@ def _run(
     state: Any,
     given: tuple[Any, ...],
     lengths: Any,
-    reverse: bool,
+    reverse: Any,
     *,
     keep: bool,
 ) -> tuple[Array, Any, Any]:
-    x = as_array(owner, "x", x)
-    check_ndim(owner, "x", x, "(T, B, I)")
-    T, B, I = x.shape
-    weights = _as_weights(owner, cell, given, x.dtype, I)
-    P, H = weights.weight_hh.shape[1], weights.weight_ih.shape[0] // cell.gates
-    check_blas_sizes(owner, B=B)
-    h, c = _as_state(owner, "state", cell, state, B, P, H, x.dtype)
-    reverse = as_flag(owner, "reverse", reverse)
-    packing = Packing(T, B, as_lengths(owner, lengths, T, B))
-    live = (packing.sort(h), None if c is None else packing.sort(c))
-    y = _kernels.empty((packing.rows, P), x.dtype)
-    arguments = (weights, reverse, packing.offsets, packing.pack(x), *live, y)
+    call = as_call(owner, cell.gates, cell.has_c, x, state, given, lengths, reverse)
+    packing = Packing(call.sizes.T, call.sizes.B, call.lengths)
+    live = _sorted(packing, call.state)
+    weights = Weights(cell.number, *map(call.weights.get, WEIGHTS))  # type: ignore[arg-type]
+    y = _kernels.empty((packing.rows, call.sizes.P), call.x.dtype)
+    arguments = (weights, call.reverse, packing.offsets, packing.pack(call.x), *live, y)
     tape = None
     if keep:
-        tape = Tape(owner, cell, packing, _kernels.keep(*arguments))
+        tape = Tape(owner, cell, call.sizes, packing, _kernels.keep(*arguments))
         y.flags.writeable = False  # the tape refers to it
     else:
         _kernels.forward(*arguments)
     return packing.unpack(y), _join(packing, live), tape
 
 
-def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
+def _run_backward(owner: str, tape: Any, dy: Any, dstate: Any) -> Gradients:
     if not isinstance(tape, Tape) or tape._owner != owner:
         raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
-    kept, cell, packing = tape._kept, tape._cell, tape._packing
-    x, weights = kept.x, kept.weights
-    T, B, P, H = packing.T, packing.B, kept.y.shape[1], len(weights.weight_ih) // cell.gates
+    kept, has_c, sizes, packing = tape._kept, tape._cell.has_c, tape._sizes, tape._packing
     owner += "_backward"
-    if dy is not None:
-        dy = as_array(owner, "dy", dy, x.dtype)
-        check_shape(owner, "dy", dy, "(T, B, P)" if cell.has_c else "(T, B, H)", (T, B, P))
-        dy = packing.pack(dy)
-    dh, dc = _as_state(owner, "dstate", cell, dstate, B, P, H, x.dtype)
-    live = (packing.sort(dh), None if dc is None else packing.sort(dc))
-    dx = _kernels.empty(x.shape, x.dtype)
-    arrays = [array for array in _kernels.back(kept, dy, *live, dx) if array is not None]
-    parameters = dict(zip(weights.named, arrays, strict=True))
+    dtype = kept.x.dtype
+    dy = as_output_gradient(owner, has_c, dy, sizes, dtype)
+    live = _sorted(packing, as_states(owner, "dstate", has_c, dstate, sizes, dtype))
+    dx = _kernels.empty(kept.x.shape, dtype)
+    gradients = _kernels.back(kept, None if dy is None else packing.pack(dy), *live, dx)
+    arrays = [array for array in gradients if array is not None]
+    parameters = dict(zip(kept.weights.named, arrays, strict=True))
     return Gradients(packing.unpack(dx), _join(packing, live), parameters)
+
+
+def _sorted(packing: Packing, state: tuple[Array, ...]) -> tuple[Array, Array | None]:
+    """Copies of h and c, or None, in the order of the packed rows."""
+    h, *c = map(packing.sort, state)
+    return h, c[0] if c else None
 
 
 def _join(packing: Packing, live: tuple[Array, Array | None]) -> Any:

@@ -14,7 +14,7 @@ Row b has the steps 0 .. lengths[b] - 1. Past them y is 0, the state stays, and 
 A missing state is zeros, and so is a missing bias, dy, or part of dstate.
 
 There are three parts: the cells, one step each; the time loop that all of them share; the public
-functions, which put the two together. Nothing here writes into its arguments.
+functions, which check their arguments and put the two together. Nothing here writes into its arguments.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastrnn.arguments import Array
+from fastrnn.arguments import Array, as_choice, as_flag
 from fastrnn.base import Gradients, State
+from fastrnn.cell_arguments import Call, Sizes, as_call, as_output_gradient, as_states
 
 __all__ = [
     "gru",
@@ -240,52 +241,45 @@ class Tape(NamedTuple):
     steps: Sequence[int]  #: the steps t in the order in which they were taken
     active: Array  #: (T, B) bool, t < lengths
     saved: dict[int, Arrays]  #: by t: what the cell kept, the active rows only
-    input_size: int
-    state_shapes: tuple[tuple[int, ...], ...]
+    sizes: Sizes
 
 
-def scan(
-    cell: Cell,
-    x: Array,
-    state: Sequence[Array | None],
-    state_sizes: Sequence[int],
-    parameters: dict[str, Array | None],
-    lengths: Array | None,
-    reverse: bool,
-) -> tuple[Array, Arrays, Tape]:
+# NaN and infinity go through without a warning, as in `fastrnn.functional`.
+@np.errstate(over="ignore", invalid="ignore")
+def scan(cell: Cell, call: Call) -> tuple[Array, Arrays, Tape]:
     """Take every step; returns y, the last state and the tape."""
-    x = np.asarray(x)
-    T, B, input_size = x.shape
-    p = {name: np.asarray(value, x.dtype) for name, value in parameters.items() if value is not None}
-    given = tuple(p)
+    T, B, _, P, _ = call.sizes
+    x = call.x
+    p = {name: value.copy() for name, value in call.weights.items()}  # the caller may change them meanwhile
     no_bias = np.zeros(len(p["weight_ih"]), x.dtype)
     p = {"bias_ih": no_bias, "bias_hh": no_bias} | p
-    now = tuple(np.zeros((B, size), x.dtype) for size in state_sizes)
-    for value, initial in zip(now, state, strict=True):
-        value[...] = 0 if initial is None else initial
+    now = tuple(value.copy() for value in call.state)
 
-    steps = range(T)[::-1] if reverse else range(T)
-    active = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))
+    steps = range(T)[::-1] if call.reverse else range(T)
+    active = np.arange(T)[:, None] < (np.full(B, T) if call.lengths is None else call.lengths)
     saved = {}
-    y = np.zeros((T, *now[0].shape), x.dtype)
+    y = np.zeros((T, B, P), x.dtype)
     for t in steps:
         rows = active[t]
         after, saved[t] = cell.step(p, x[t, rows], *(value[rows] for value in now))
         for value, new in zip(now, after, strict=True):
             value[rows] = new
         y[t, rows] = after[0]
-    return y, now, Tape(cell, p, given, steps, active, saved, input_size, tuple(s.shape for s in now))
+    return y, now, Tape(cell, p, tuple(call.weights), steps, active, saved, call.sizes)
 
 
-def scan_backward(tape: Tape, dy: Array | None, dstate: Sequence[Array | None]) -> Gradients:
+@np.errstate(over="ignore", invalid="ignore")
+def scan_backward(owner: str, cells: Sequence[Cell], tape: Any, dy: Any, dstate: Any) -> Gradients:
     """Backpropagation through time: the steps of `scan` from the last to the first."""
-    p = tape.parameters
+    if not isinstance(tape, Tape) or tape.cell not in cells:
+        raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
+    p, sizes, has_c = tape.parameters, tape.sizes, owner == "lstm"
     dtype = p["weight_ih"].dtype
-    dx = np.zeros((*tape.active.shape, tape.input_size), dtype)
+    dy = as_output_gradient(f"{owner}_backward", has_c, dy, sizes, dtype)
+    dstates = as_states(f"{owner}_backward", "dstate", has_c, dstate, sizes, dtype)
+    dx = np.zeros((sizes.T, sizes.B, sizes.I), dtype)
     dp = {name: np.zeros_like(value) for name, value in p.items()}
-    dnow = tuple(np.zeros(shape, dtype) for shape in tape.state_shapes)
-    for value, final in zip(dnow, dstate, strict=True):
-        value[...] = 0 if final is None else final
+    dnow = tuple(value.copy() for value in dstates)
 
     for t in tape.steps[::-1]:
         rows = tape.active[t]
@@ -298,7 +292,7 @@ def scan_backward(tape: Tape, dy: Array | None, dstate: Sequence[Array | None]) 
             value[rows] = new
         for name, value in dp_t.items():
             dp[name] += value
-    return Gradients(dx, dnow, {name: dp[name] for name in tape.given})
+    return Gradients(dx, dnow if has_c else dnow[0], {name: dp[name] for name in tape.given})
 
 
 # ---- the public functions -----------------------------------------------------------------------
@@ -317,16 +311,15 @@ def rnn_forward(
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `rnn`, and the tape that `rnn_backward` takes: y, h_n, tape."""
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    H = np.shape(weight_hh)[1]
-    y, (h_n,), tape = scan(RNN[nonlinearity], x, (state,), (H,), parameters, lengths, reverse)
+    cell = RNN[as_choice("rnn", "nonlinearity", nonlinearity, *RNN)]
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    y, (h_n,), tape = scan(cell, as_call("rnn", 1, False, x, state, weights, lengths, reverse))
     return y, h_n, tape
 
 
 def rnn_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradients:
     """Gradients for x, h_0 and the parameters, from those for y (T, B, H) and h_n (B, H)."""
-    gradients = scan_backward(tape, dy, (dstate,))
-    return gradients._replace(state=gradients.state[0])
+    return scan_backward("rnn", list(RNN.values()), tape, dy, dstate)
 
 
 def rnn(
@@ -352,7 +345,6 @@ def rnn(
     weight_ih, weight_hh, bias_ih, bias_hh : (H, I), (H, H), (H,), (H,) arrays
         The biases may be None.
     nonlinearity : {"tanh", "relu"}
-        KeyError for any other.
     lengths : (B,) integer array or None
         The number of steps of each row, None for T everywhere.
     reverse : bool
@@ -364,6 +356,11 @@ def rnn(
         h after each step.
     h_n : (B, H) array
         h after the last step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `fastrnn.functional`.
 
     Examples
     --------
@@ -389,11 +386,8 @@ def lstm_forward(
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array], Tape]:
     """As `lstm`, and the tape that `lstm_backward` takes: y, (h_n, c_n), tape."""
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    parameters["weight_hr"] = weight_hr
-    state = (None, None) if state is None else state
-    sizes = np.shape(weight_hh)[1], np.shape(weight_hh)[0] // 4
-    y, (h_n, c_n), tape = scan(LSTM, x, state, sizes, parameters, lengths, reverse)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    y, (h_n, c_n), tape = scan(LSTM, as_call("lstm", 4, True, x, state, weights, lengths, reverse))
     return y, (h_n, c_n), tape
 
 
@@ -402,7 +396,7 @@ def lstm_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradien
 
     dy is (T, B, H or P); dstate is (dh_n, dc_n), (B, H or P) and (B, H).
     """
-    return scan_backward(tape, dy, (None, None) if dstate is None else dstate)
+    return scan_backward("lstm", [LSTM], tape, dy, dstate)
 
 
 def lstm(
@@ -466,16 +460,15 @@ def gru_forward(
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `gru`, and the tape that `gru_backward` takes: y, h_n, tape."""
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    H = np.shape(weight_hh)[1]
-    y, (h_n,), tape = scan(GRU[bool(reset_after)], x, (state,), (H,), parameters, lengths, reverse)
+    cell = GRU[as_flag("gru", "reset_after", reset_after)]
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    y, (h_n,), tape = scan(cell, as_call("gru", 3, False, x, state, weights, lengths, reverse))
     return y, h_n, tape
 
 
 def gru_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradients:
     """Gradients for x, h_0 and the parameters, from those for y (T, B, H) and h_n (B, H)."""
-    gradients = scan_backward(tape, dy, (dstate,))
-    return gradients._replace(state=gradients.state[0])
+    return scan_backward("gru", list(GRU.values()), tape, dy, dstate)
 
 
 def gru(
