@@ -203,7 +203,11 @@ def as_array(owner: str, name: str, value: Any, dtype: np.dtype[Any] | None = No
         if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"{owner}: {name} has dtype {value.dtype}, expected float32 or float64")
     # order="C" gives up 0-d and C-contiguous arrays uncopied; a misaligned one is copied after all.
-    array: Array = np.asarray(value, dtype, order="C")
+    if value.dtype.itemsize <= dtype.itemsize:
+        array: Array = np.asarray(value, dtype, order="C")
+    else:
+        with np.errstate(over="ignore"):  # what is too large for `dtype` is an infinity there
+            array = np.asarray(value, dtype, order="C")
     return array if array.flags.aligned else array.copy()
 
 

@@ -29,6 +29,8 @@ class ModelStream:
     """
 
     def __init__(self, model: Sequential, batch_size: int) -> None:
+        if not isinstance(model, Layer) or not hasattr(model, "layers"):
+            raise TypeError(f"stream: model is {type(model).__name__}, expected a Sequential")
         self.batch_size = as_size("stream", "batch_size", batch_size)
         self._takes_ids = isinstance(model.layers[0], Embedding)
         self._dtype = model.dtype

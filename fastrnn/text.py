@@ -314,7 +314,7 @@ def language_model_rows(ids: ArrayLike, batch_size: int) -> tuple[Ids, Ids]:
     steps = (len(array) - 1) // batch_size
     if steps < 1:
         raise ValueError(
-            f"language_model_rows: {len(array)} tokens are too few for batch_size = {batch_size}, "
+            f"language_model_rows: ids has {len(array)} tokens, too few for batch_size = {batch_size}: "
             f"expected at least {batch_size + 1}"
         )
     array = array.astype(np.int32)
