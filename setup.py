@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 
 KERNELS = "src/kernels/"
 HEADERS = sorted(glob.glob(KERNELS + "**/*.h", recursive=True))
-ENGINE = ["dispatch.c", "memory.c", "threads.c", *(f"engine/{part}.c" for part in ("executor", "map", "stack"))]
+ENGINE = ["dispatch.c", "memory.c", "threads.c", "engine/executor.c", "engine/map.c", "engine/stack.c"]
 MACHINE = platform.machine().lower()
 AVX2 = ["-mavx2", "-mfma"]
 ISAS = {"baseline": []}

@@ -15,8 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 try:
-    from . import _kernels  # noqa: F401
-except ImportError as error:
+    import_module(f"{__name__}._kernels")
+except ModuleNotFoundError as error:
+    if error.name != f"{__name__}._kernels":  # it is there, and says itself what it lacks
+        raise
     raise ImportError(
         f"fastrnn is not compiled in {__path__[0]}: if that is the source folder, run Python from another "
         "folder after `pip install .`, or use `pip install -e .`"

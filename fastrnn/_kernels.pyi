@@ -18,62 +18,64 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
 def cell_shapes() -> list[dict[str, Any]]: ...
 
 class Weights:
-    cell: int
+    arrays: list[tuple[Array | None, ...]]
     packings: int
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None
-    bias_hh: Array | None
-    weight_hr: Array | None
     def __init__(
-        self,
-        cell: int,
-        weight_ih: Array,
-        weight_hh: Array,
-        bias_ih: Array | None = None,
-        bias_hh: Array | None = None,
-        weight_hr: Array | None = None,
-        *,
-        owner: dict[str, Array] | None = None,
+        self, arrays: list[tuple[Array | None, ...]], *, owner: dict[str, Array] | None = None
     ) -> None: ...
-    @property
-    def named(self) -> dict[str, Array]: ...
     def lend(self) -> None: ...
 
-class Kept:
-    weights: Weights
-    reverse: bool
-    offsets: Array
-    x: Array
-    h: Array
-    c: Array | None
-    y: Array
-    gates: Array
-    c_kept: Array | None
+class Map:
+    T: int
+    B: int
+    N: int
+    S: int
+    def __init__(
+        self,
+        T: int,
+        B: int,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
+        *,
+        repeat: bool = False,
+    ) -> None: ...
 
-def forward(
-    weights: Weights, reverse: bool, offsets: Array, x: Array, h: Array, c: Array | None, y: Array
-) -> None: ...
-def keep(
-    weights: Weights, reverse: bool, offsets: Array, x: Array, h: Array, c: Array | None, y: Array
-) -> Kept: ...
-def back(
-    kept: Kept,
-    dy: Array | None,
-    dh: Array,
-    dc: Array | None,
-    dx: Array | None,
-    *,
-    accumulate_dx: bool = False,
-) -> tuple[Array | None, ...]: ...
+class Tape:
+    stack: Stack
+    x: Array
+    y: Array
+    map: Map | None
+    owner: Any
+    batched: bool
+    nbytes: int
 
 class Stack:
-    def __init__(self, weights: list[Weights], directions: int) -> None: ...
-    def infer(self, x: Array, offsets: Array, h: Array, c: Array | None) -> Array: ...
-    def call(self, x: Any, state: Any) -> tuple[Array, Any] | None: ...
-    def keep(self, x: Any, state: Any) -> tuple[Array, Any, list[Kept]] | None: ...
+    cell: int
+    directions: int
+    count: int
+    reverse: bool
+    hidden_size: int
+    weights: Weights
+    def __init__(self, cell: int, weights: Weights, directions: int, reverse: bool = False) -> None: ...
+    def infer(self, x: Array, h: Array, c: Array | None, y: Array, map: Map | None = None) -> None: ...
+    def keep(
+        self,
+        x: Array,
+        h: Array,
+        c: Array | None,
+        y: Array,
+        map: Map | None = None,
+        masks: Array | None = None,
+        scale: float = 0,
+    ) -> Tape: ...
     def back(
-        self, kept: list[Kept], dy: Any, dstate: Any
+        self, tape: Tape, dy: Array | None, dh: Array, dc: Array | None, dx: Array
+    ) -> list[tuple[Array | None, ...]]: ...
+    def call_exact(self, x: Any, state: Any) -> tuple[Array, Any] | None: ...
+    def keep_exact(self, x: Any, state: Any) -> tuple[Array, Any, Tape] | None: ...
+    def back_exact(
+        self, tape: Tape, dy: Any, dstate: Any
     ) -> tuple[Array, Any, list[tuple[Array | None, ...]]] | None: ...
 
 class Turn:
@@ -82,9 +84,12 @@ class Turn:
     def __exit__(self, *_: object) -> None: ...
 
 class Stepper:
-    def __init__(self, calls: list[Any], states: list[Array]) -> None: ...
-    steps: int
     turn: Turn
+    steps: int
+    x: Array
+    h: Array
+    c: Array | None
+    def __init__(self, stack: Stack, rows: int) -> None: ...
     def step(self, x_t: Array) -> Array | None: ...
     def undo(self) -> None: ...
 

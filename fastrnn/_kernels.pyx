@@ -1006,6 +1006,11 @@ cdef class Stack:
     def __dealloc__(self):
         fastrnn_stack_free(self.stack)
 
+    @property
+    def hidden_size(self):
+        """H."""
+        return self.H
+
     def __reduce__(self):
         return Stack, (self.cell, self.weights, self.directions, self.reverse)
 

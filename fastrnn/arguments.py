@@ -6,8 +6,10 @@ caller's array; a cast or a change of layout makes a copy, anything else does no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,18 @@ T = TypeVar("T")
 
 #: BLAS takes its sizes as 32-bit integers.
 LARGEST = 2**31 - 1
+
+#: Bits of a seed. Any hash fits; NumPy's time grows with the square of the bits, a minute for ten million.
+_SEED_BITS = 1024
+
+
+def show(value: Any) -> str:
+    """`value` as messages have it: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of more than 4300 digits, or an object whose own __repr__ fails
+        return f"an unprintable {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 # ---- options --------------------------------------------------------------------------------------
@@ -31,62 +45,114 @@ def as_dtype(owner: str, dtype: Any) -> np.dtype[Any]:
     for real in (np.dtype(np.float32), np.dtype(np.float64)):
         if result is not None and result == real:
             return real
-    raise TypeError(f"{owner}: dtype is {dtype!r}, expected 'float32' or 'float64'")
+    raise TypeError(f"{owner}: dtype is {show(dtype)}, expected 'float32' or 'float64'")
 
 
-def as_size(owner: str, name: str, value: Any, minimum: int = 1) -> int:
-    """An integer of at least `minimum`; TypeError or ValueError names the argument."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{owner}: {name} is {value!r}, expected an integer")
-    if not minimum <= value <= LARGEST:
-        raise ValueError(f"{owner}: {name} is {value}, expected {minimum} <= {name} <= {LARGEST}")
-    return int(value)
+def is_integer(value: Any) -> bool:
+    """An int of Python's or NumPy's; no bool, and no timedelta64, which is a subclass of np.integer."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
+
+
+def as_size(owner: str, name: str, value: Any, minimum: int = 1, maximum: int = LARGEST) -> int:
+    """An integer from `minimum` to `maximum`; TypeError or ValueError names the argument."""
+    if not is_integer(value):
+        raise TypeError(f"{owner}: {name} is {show(value)}, expected an integer")
+    size = int(value)
+    if not minimum <= size <= maximum:
+        raise ValueError(f"{owner}: {name} is {show(size)}, expected {minimum} <= {name} <= {maximum}")
+    return size
+
+
+def _as_real_number(owner: str, name: str, value: Any, expected: str) -> float:
+    """An int or a float of Python's, of the value of one of Python's or NumPy's."""
+    if is_integer(value):
+        return int(value)
+    if not isinstance(value, (float, np.floating)):
+        raise TypeError(f"{owner}: {name} is {show(value)}, expected {expected}")
+    return float(value)
 
 
 def as_fraction(owner: str, name: str, value: Any) -> float:
     """A probability in [0, 1); TypeError or ValueError names the argument."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{owner}: {name} is {value!r}, expected a number in [0, 1)")
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{owner}: {name} is {value}, expected 0 <= {name} < 1")
-    return float(value)
+    number = _as_real_number(owner, name, value, "a number in [0, 1)")
+    if not 0 <= number < 1:
+        raise ValueError(f"{owner}: {name} is {show(number)}, expected 0 <= {name} < 1")
+    return float(number)
+
+
+def as_number(
+    owner: str, name: str, value: Any, *, positive: bool = False, maximum: float = sys.float_info.max
+) -> float:
+    """A finite number of at least 0, or above it; TypeError or ValueError names the argument."""
+    number = _as_real_number(owner, name, value, "a number")
+    if not 0 <= number <= maximum or (positive and number == 0):  # exact for integers beyond any float
+        expected = f"a finite number {'>' if positive else '>='} 0"
+        if maximum < sys.float_info.max:
+            expected = f"0 {'<' if positive else '<='} {name} <= {maximum}"
+        raise ValueError(f"{owner}: {name} is {show(number)}, expected {expected}")
+    return float(number)
 
 
 def as_flag(owner: str, name: str, value: Any) -> bool:
     """True or False, also as 0 or 1; TypeError for anything else."""
-    if not isinstance(value, (bool, np.bool_, int, np.integer)) or value not in (0, 1):
-        raise TypeError(f"{owner}: {name} is {value!r}, expected True or False")
+    if not (isinstance(value, (bool, np.bool_)) or (is_integer(value) and value in (0, 1))):
+        raise TypeError(f"{owner}: {name} is {show(value)}, expected True or False")
     return bool(value)
 
 
 def as_choice(owner: str, name: str, value: Any, *choices: str) -> str:
-    """One of `choices`; ValueError lists them."""
+    """One of `choices`; ValueError for another string and TypeError for what is none, which list them."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{owner}: {name} is {value!r}, expected {' or '.join(map(repr, choices))}")
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{owner}: {name} is {show(value)}, expected {' or '.join(map(repr, choices))}")
     return value
 
 
-def as_generator(owner: str, rng: Any) -> np.random.Generator:
+def as_generator(owner: str, rng: Any, name: str = "rng") -> np.random.Generator:
     """`rng` itself if it is a Generator, else a new one from an integer seed or (None) from the system."""
     if isinstance(rng, np.random.Generator):
         return rng
-    if rng is None or (isinstance(rng, (int, np.integer)) and not isinstance(rng, bool)):
-        if rng is not None and rng < 0:
-            raise ValueError(f"{owner}: rng is {rng}, expected a seed of at least 0")
-        return np.random.default_rng(rng)
-    raise TypeError(f"{owner}: rng is {rng!r}, expected None, an int seed or a numpy.random.Generator")
+    if rng is None:
+        return np.random.default_rng()
+    if not is_integer(rng):
+        expected = "None, an int seed or a numpy.random.Generator"
+        raise TypeError(f"{owner}: {name} is {show(rng)}, expected {expected}")
+    seed = int(rng)
+    if seed < 0 or seed.bit_length() > _SEED_BITS:
+        expected = f"a seed of at least 0 and at most {_SEED_BITS} bits"
+        raise ValueError(f"{owner}: {name} is {show(seed)}, expected {expected}")
+    return np.random.default_rng(seed)
+
+
+def as_mapping(owner: str, name: str, value: Any) -> Mapping[Any, Any]:
+    """`value` if it is a mapping, else TypeError."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{owner}: {name} is {type(value).__name__}, expected a mapping")
+    return value
+
+
+def as_list(owner: str, name: str, value: Any, expected: str) -> list[Any]:
+    """The items of any iterable that has an order; TypeError for the others, mappings and text."""
+    if not isinstance(value, (str, bytes, bytearray, AbstractSet, Mapping)):
+        try:
+            items = iter(value)
+        except Exception:  # which says nothing of the argument
+            pass
+        else:
+            return list(items)
+    raise TypeError(f"{owner}: {name} is {show(value)}, expected {expected}")
 
 
 def make_by_name(what: str, table: Mapping[str, Callable[..., T]], config: Mapping[str, Any]) -> T:
     """The entry of `table` that ``config["name"]`` names, called with the rest; ValueError if that fails."""
-    options = dict(config)
+    options = dict(as_mapping(what, "config", config))
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in table:
-        raise ValueError(f"{what}: name is {name!r}, expected one of {list(table)}")
+        raise ValueError(f"{what}: name is {show(name)}, expected one of {list(table)}")
     try:
         return table[name](**options)
     except TypeError as error:
-        raise ValueError(f"{what}: {name} can't be made from {options}: {error}") from error
+        raise ValueError(f"{what}: {name} can't be made from {show(options)}: {error}") from error
 
 
 # ---- arrays ---------------------------------------------------------------------------------------
@@ -96,16 +162,34 @@ def see(owner: str, name: str, value: Any) -> Array:
     """Whatever NumPy can see as an array: arrays, buffers, DLPack, nested sequences; else TypeError."""
     if type(value) is np.ndarray:
         return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{owner}: {name} is a masked array, whose mask would be lost; fill it first")
     try:
-        if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
-            value = np.from_dlpack(value)
-        return np.asarray(value)
+        if not _is_masked(value):
+            if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
+                value = np.from_dlpack(value)
+            return np.asarray(value)
     except MemoryError:
         raise
     except Exception as error:  # whatever a foreign object raises when it is asked for its numbers
         raise TypeError(f"{owner}: {name} cannot be seen as an array: {error}") from error
+    raise TypeError(f"{owner}: {name} is a masked array, whose mask would be lost; fill it first")
+
+
+def _is_masked(value: Any) -> bool:
+    """Whether `value` is a masked array, or holds one at any depth of its lists and tuples."""
+    if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value))  # far fewer than there are items
+        return any(issubclass(kind, (list, tuple, np.ma.MaskedArray)) for kind in kinds) and any(
+            map(_is_masked, value)
+        )
+    return isinstance(value, np.ma.MaskedArray)
+
+
+def as_real(owner: str, name: str, value: Any) -> Array:
+    """`value` as an array of its own dtype; TypeError for what is not real."""
+    array = see(owner, name, value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{owner}: {name} has dtype {array.dtype}, expected a real dtype")
+    return array
 
 
 def as_array(owner: str, name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
@@ -113,16 +197,53 @@ def as_array(owner: str, name: str, value: Any, dtype: np.dtype[Any] | None = No
 
     TypeError for what is not real.
     """
-    value = see(owner, name, value)
-    if value.dtype.kind not in "fiub":
-        raise TypeError(f"{owner}: {name} has dtype {value.dtype}, expected a real dtype")
+    value = as_real(owner, name, value)
     if dtype is None:
         dtype = value.dtype.newbyteorder("=")
         if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"{owner}: {name} has dtype {value.dtype}, expected float32 or float64")
     # order="C" gives up 0-d and C-contiguous arrays uncopied; a misaligned one is copied after all.
-    array: Array = np.asarray(value, dtype, order="C")
+    if value.dtype.itemsize <= dtype.itemsize:
+        array: Array = np.asarray(value, dtype, order="C")
+    else:
+        with np.errstate(over="ignore"):  # what is too large for `dtype` is an infinity there
+            array = np.asarray(value, dtype, order="C")
     return array if array.flags.aligned else array.copy()
+
+
+def as_integers(owner: str, name: str, value: Any, expected: str = "integers") -> Array:
+    """`value` as an array of its own integer dtype; an empty list, which has a float dtype, will do."""
+    array = see(owner, name, value)
+    if array.dtype.kind not in "iu" and (array.size or array.dtype.kind != "f"):
+        raise TypeError(f"{owner}: {name} has dtype {array.dtype}, expected {expected}")
+    return array
+
+
+def as_ids(owner: str, name: str, value: Any, count: int, limit: str) -> Array:
+    """Ids in 0 ... count - 1, as an array of their own integer dtype; ValueError names the worst.
+
+    `limit` is the name of `count`.
+    """
+    ids = as_integers(owner, name, value, "integer ids")
+    if ids.size:
+        # What the methods min and max call, at half their time for few ids.
+        low, high = int(np.minimum.reduce(ids, axis=None)), int(np.maximum.reduce(ids, axis=None))
+        if low < 0 or high >= count:
+            worst = low if low < 0 else high
+            raise ValueError(f"{owner}: {name} has id {worst}, expected 0 <= id < {limit} = {count}")
+    return ids
+
+
+def as_engine_array(value: Array, dtype: np.dtype[Any]) -> Array:
+    """`value`, which is real, as the engine takes sequences: of `dtype`, aligned, the last axis contiguous.
+
+    All other axes may lie as they like, so most views need no copy.
+    """
+    contiguous = value.size == 0 or value.shape[-1] == 1 or value.strides[-1] == dtype.itemsize
+    steps_fit = all(stride % dtype.itemsize == 0 for stride in value.strides)
+    if value.dtype == dtype and contiguous and steps_fit and value.flags.aligned:
+        return value
+    return as_array("", "", value, dtype)
 
 
 def check_shape(owner: str, name: str, array: Array, letters: str, shape: tuple[int, ...]) -> None:
@@ -175,14 +296,63 @@ def as_lengths(owner: str, lengths: Any, T: int, B: int) -> Array | None:
     """The lengths (B,) as integers in 0..T, or None if there are none or no row is short."""
     if lengths is None:
         return None
-    array = see(owner, "lengths", lengths)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{owner}: lengths has dtype {array.dtype}, expected integers")
+    array = as_integers(owner, "lengths", lengths)
     check_shape(owner, "lengths", array, "(B,)", (B,))
     bad = np.flatnonzero((array < 0) | (array > T))
     if bad.size:
         raise ValueError(f"{owner}: lengths[{bad[0]}] is {array[bad[0]]}, expected 0 <= length <= T = {T}")
     return None if np.all(array == T) else array.astype(np.intp)
+
+
+class Steps(NamedTuple):
+    """Which steps of a batch (T, B) are real, and where episodes begin. None: all are; none does."""
+
+    lengths: Array | None = None  #: (B,) of intp
+    mask: Array | None = None  #: (T, B) of bool
+    reset: Array | None = None  #: (T, B) of bool
+
+    @property
+    def are_all(self) -> bool:
+        """Whether every step is real, and no episode begins."""
+        return self.lengths is None and self.mask is None and self.reset is None
+
+    def real(self, T: int, B: int) -> Array:
+        """(T, B) of bool: t < length and mask."""
+        real = np.ones((T, B), bool) if self.mask is None else self.mask.copy()
+        if self.lengths is not None:
+            real &= np.arange(T)[:, None] < self.lengths
+        return real
+
+
+def as_steps(
+    owner: str, lengths: Any, mask: Any, reset: Any, T: int, B: int, layout: str = "(T, B)"
+) -> Steps:
+    """The three checked; `layout` is that of mask and reset, (T, B), (B, T), or (T,) where B is 1."""
+    marks = []
+    for name, value in (("mask", mask), ("reset", reset)):
+        array = None
+        if value is not None:
+            array = as_marks(owner, name, value)
+            check_shape(
+                owner, name, array, layout, {"(T, B)": (T, B), "(B, T)": (B, T), "(T,)": (T,)}[layout]
+            )
+            array = array.T if layout == "(B, T)" else array.reshape(T, B)
+            array = None if array.all() == array.any() == (name == "mask") else array
+        marks.append(array)
+    return Steps(as_lengths(owner, lengths, T, B), *marks)
+
+
+def as_marks(owner: str, name: str, value: Any) -> Array:
+    """An array of booleans, or of integers 0 and 1."""
+    array = see(owner, name, value)
+    if array.dtype.kind not in "biu" and array.size:
+        raise TypeError(f"{owner}: {name} has dtype {array.dtype}, expected booleans")
+    if array.dtype.kind != "b":
+        bad = array[(array != 0) & (array != 1)]
+        if bad.size:
+            raise ValueError(f"{owner}: {name} holds {bad[0]}, expected booleans, or 0 and 1")
+        array = array.astype(bool)
+    return array
 
 
 def as_rows(owner: str, rows: Any, B: int) -> Array:
@@ -193,8 +363,7 @@ def as_rows(owner: str, rows: Any, B: int) -> Array:
     if array.dtype.kind == "b":
         check_shape(owner, "rows", array, "(B,)", (B,))
         return np.flatnonzero(array)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{owner}: rows has dtype {array.dtype}, expected integers or booleans")
+    array = as_integers(owner, "rows", array, "integers or booleans")
     check_ndim(owner, "rows", array, "(rows)")
     bad = np.flatnonzero((array < -B) | (array >= B))
     if bad.size:

@@ -6,13 +6,17 @@ Shape letters: ``T`` time steps, ``B`` batch rows. Inside the library a sequence
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .arguments import Array, as_array, check_shape
+from .arguments import Array, as_array, as_mapping, check_shape
+
+__all__ = ["Gradients", "Layer"]
 
 State = Any  # None, an array, or a tuple of arrays: only the layer that made it looks inside
 
@@ -23,6 +27,42 @@ class Gradients(NamedTuple):
     x: Array | None  #: like the input; None where the input is not differentiable (token ids)
     state: State  #: like the initial state, None for a stateless layer
     parameters: dict[str, Array]  #: name -> array, the names of ``layer.parameters``
+
+
+def _memory() -> float:
+    """Bytes of memory in this machine, infinity where the system doesn't say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def draw_parameters(
+    owner: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    bound: float,
+    dtype: np.dtype[Any],
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    """New parameters of these names and shapes, U(-bound, bound), in their order.
+
+    MemoryError before the first is made if there is not memory for all of them.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    need = sum(sizes.values()) * dtype.itemsize + 8 * sizes[largest]  # they are drawn in float64
+    try:
+        if need > _memory():  # many systems promise more than they have
+            raise MemoryError
+        np.empty(need, np.uint8)  # a limit of the process may be lower; this touches no memory
+    except (MemoryError, ValueError):
+        raise MemoryError(
+            f"{owner}: the parameters take {need / 2**30:.3g} GiB, more than there is; the largest is "
+            f"{largest} with shape {shapes[largest]}"
+        ) from None
+    return {
+        name: rng.uniform(-bound, bound, shape).astype(dtype, copy=False) for name, shape in shapes.items()
+    }
 
 
 class Layer:
@@ -85,22 +125,16 @@ class Layer:
         Every parameter must be there with its exact shape, and nothing else; the layer is changed
         only if all of it fits. ValueError for names and shapes, TypeError for what is not real.
         """
-        owner = type(self).__name__
-        if not isinstance(mapping, Mapping):
-            raise TypeError(
-                f"{owner}.load_state_dict: mapping is {type(mapping).__name__}, expected a mapping"
-            )
+        owner = f"{type(self).__name__}.load_state_dict"
+        mapping = as_mapping(owner, "mapping", mapping)
         missing = [name for name in self._parameters if name not in mapping]
         unexpected = [name for name in mapping if name not in self._parameters]
         if missing or unexpected:
-            raise ValueError(
-                f"{owner}.load_state_dict: missing parameters {missing}, unexpected parameters {unexpected}"
-            )
+            raise ValueError(f"{owner}: missing parameters {missing}, unexpected parameters {unexpected}")
         fitting = {}
         for name, parameter in self._parameters.items():
-            value = as_array(f"{owner}.load_state_dict", name, mapping[name], self.dtype)
-            letters = "the parameter's own shape"
-            check_shape(f"{owner}.load_state_dict", name, value, letters, parameter.shape)
+            value = as_array(owner, name, mapping[name], self.dtype)
+            check_shape(owner, name, value, "the parameter's own shape", parameter.shape)
             fitting[name] = value.copy()  # it may be a view of another parameter
         parameters = self.parameters  # views, so that even a call that Ctrl-C cuts short is noticed
         for name, value in fitting.items():

@@ -9,9 +9,19 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Array, as_size
+import numpy as np
+
+from .arguments import (
+    Array,
+    as_choice,
+    as_flag,
+    as_mapping,
+    as_number,
+    as_size,
+    is_integer,
+    show,
+)
 from .checkpoint import as_path, check_like
-from .schedules import as_number
 
 if TYPE_CHECKING:
     from .model import Sequential
@@ -19,6 +29,32 @@ if TYPE_CHECKING:
 __all__ = ["CSVLogger", "Callback", "EarlyStopping", "History", "LambdaCallback", "ModelCheckpoint"]
 
 Logs = Mapping[str, float]
+
+
+def _as_logs(owner: str, logs: Any, needed: str | None = None) -> dict[str, float]:
+    """The logs of an epoch as floats, the one that is needed among them; errors name the argument."""
+    values = {}
+    for name, value in as_mapping(owner, "logs", logs).items():
+        if not is_integer(value) and not isinstance(value, (float, np.floating)):
+            raise TypeError(f"{owner}: logs[{show(name)}] is {show(value)}, expected a number")
+        try:
+            values[name] = float(value)
+        except OverflowError:
+            raise ValueError(f"{owner}: logs[{show(name)}] is {show(value)}, beyond any float") from None
+    if needed is not None and needed not in values:
+        raise ValueError(f"{owner}: logs are of {show(list(values))}, expected one of {needed!r}")
+    return values
+
+
+def _as_epoch(owner: str, epoch: Any) -> int:
+    return as_size(owner, "epoch", epoch, minimum=0)
+
+
+def _check_state(callback: Callback, state: Any) -> str:
+    """ValueError unless `state` has what the callback's `state_dict` gives; returns its name for messages."""
+    name = f"{type(callback).__name__}: state"
+    check_like(name, state, dict.fromkeys(callback.state_dict(), object))
+    return name
 
 
 class Callback:
@@ -101,9 +137,10 @@ class History:
 
     def append(self, epoch: int, logs: Logs) -> None:
         """Add the values of one epoch."""
+        epoch, values = _as_epoch("History", epoch), _as_logs("History", logs)
         self.epoch.append(epoch)
-        for name, value in logs.items():
-            self.history.setdefault(name, []).append(float(value))
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
@@ -116,12 +153,10 @@ class _Monitor(Callback):
     def __init__(self, monitor: str, min_delta: float, mode: str) -> None:
         owner = type(self).__name__
         if not isinstance(monitor, str):
-            raise TypeError(f"{owner}: monitor is {monitor!r}, expected the name of a logged value")
-        if mode not in ("min", "max"):
-            raise ValueError(f"{owner}: mode is {mode!r}, expected 'min' or 'max'")
+            raise TypeError(f"{owner}: monitor is {show(monitor)}, expected the name of a logged value")
         self.monitor = monitor
         self.min_delta = as_number(owner, "min_delta", min_delta)
-        self.mode = mode
+        self.mode = as_choice(owner, "mode", mode, "min", "max")
         self._reset()
 
     def _reset(self) -> None:
@@ -136,8 +171,9 @@ class _Monitor(Callback):
             )
         self._reset()
 
-    def _improves(self, value: float) -> bool:
-        """Whether `value` is better than the best by more than min_delta; then it is the best."""
+    def _improves(self, logs: Logs) -> bool:
+        """Whether the logged value is better than the best by more than min_delta; then it is the best."""
+        value = _as_logs(type(self).__name__, logs, self.monitor)[self.monitor]
         gain = self.best - value if self.mode == "min" else value - self.best
         if gain > self.min_delta:
             self.best = value
@@ -148,9 +184,9 @@ class _Monitor(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        best = state["best"]
+        name, best = _check_state(self, state), state["best"]
         if type(best) is not float or math.isnan(best):
-            raise ValueError(f"{type(self).__name__}: best is {str(best)[:80]!r}, expected a number")
+            raise ValueError(f"{name}.best is {show(best)}, expected a number")
         self.best = best
 
 
@@ -191,7 +227,7 @@ class EarlyStopping(_Monitor):
         restore_best_weights: bool = False,
     ) -> None:
         self.patience = as_size("EarlyStopping", "patience", patience, minimum=0)
-        self.restore_best_weights = bool(restore_best_weights)
+        self.restore_best_weights = as_flag("EarlyStopping", "restore_best_weights", restore_best_weights)
         super().__init__(monitor, min_delta, mode)
 
     def _reset(self) -> None:
@@ -202,8 +238,10 @@ class EarlyStopping(_Monitor):
         self._weights: dict[str, Array] | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        epoch = _as_epoch("EarlyStopping", epoch)
+        improves = self._improves(logs)
         self._waited += 1
-        if self._improves(logs[self.monitor]):
+        if improves:
             self.best_epoch = epoch
             self._waited = 0
             if self.restore_best_weights:
@@ -226,11 +264,11 @@ class EarlyStopping(_Monitor):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        epoch, weights = range(2**31), state["weights"]
-        for name in ("best_epoch", "stopped_epoch"):
-            check_like(f"EarlyStopping: {name}", state[name], None if state[name] is None else epoch)
-        check_like("EarlyStopping: waited", state["waited"], epoch)
-        check_like("EarlyStopping: weights", weights, None if weights is None else self.model.parameters)
+        name, epoch, weights = _check_state(self, state), range(2**31), state["weights"]
+        for key in ("best_epoch", "stopped_epoch"):
+            check_like(f"{name}.{key}", state[key], None if state[key] is None else epoch)
+        check_like(f"{name}.waited", state["waited"], epoch)
+        check_like(f"{name}.weights", weights, None if weights is None else self.model.parameters)
         super().load_state_dict(state)
         self.best_epoch, self.stopped_epoch = state["best_epoch"], state["stopped_epoch"]
         self._waited = state["waited"]
@@ -263,7 +301,7 @@ class ModelCheckpoint(_Monitor):
         save_best_only: bool = False,
     ) -> None:
         self.path = as_path("ModelCheckpoint", path)
-        self.save_best_only = bool(save_best_only)
+        self.save_best_only = as_flag("ModelCheckpoint", "save_best_only", save_best_only)
         super().__init__(monitor, 0.0, mode)
 
     def on_train_begin(self, logs: Logs) -> None:
@@ -274,8 +312,9 @@ class ModelCheckpoint(_Monitor):
             raise FileNotFoundError(errno.ENOENT, "ModelCheckpoint: there is no such directory", directory)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        if not self.save_best_only or self._improves(logs[self.monitor]):
-            self.model.save(self._path_of(epoch, logs))
+        path = self._path_of(_as_epoch("ModelCheckpoint", epoch), _as_logs("ModelCheckpoint", logs))
+        if not self.save_best_only or self._improves(logs):
+            self.model.save(path)
 
     def _path_of(self, epoch: int, logs: Logs) -> str:
         values = {**logs, "epoch": epoch + 1}
@@ -283,7 +322,8 @@ class ModelCheckpoint(_Monitor):
             return self.path.format(**values)
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"ModelCheckpoint: path {self.path!r} can't be formatted with {list(values)}: {error!r}"
+                f"ModelCheckpoint: path {self.path!r} can't be formatted with the epoch and the logs "
+                f"{show(list(logs))}: {error!r}"
             ) from error
 
 
@@ -303,7 +343,7 @@ class CSVLogger(Callback):
 
     def __init__(self, path: str | os.PathLike[str], append: bool = False) -> None:
         self.path = as_path("CSVLogger", path)
-        self.append = bool(append)
+        self.append = as_flag("CSVLogger", "append", append)
 
     def on_train_begin(self, logs: Logs) -> None:
         # "a" makes the file and fails now if it can't be written, but a resumed run keeps its lines.
@@ -311,19 +351,20 @@ class CSVLogger(Callback):
             self._size = file.tell() if self.append else 0
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        epoch, values = _as_epoch("CSVLogger", epoch), _as_logs("CSVLogger", logs)
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             file.truncate(self._size)
             writer = csv.writer(file, lineterminator="\n")
             if self._size == 0:
-                writer.writerow(["epoch", *logs])
-            writer.writerow([epoch, *map(repr, logs.values())])
+                writer.writerow(["epoch", *values])
+            writer.writerow([epoch, *map(repr, values.values())])
         self._size = os.path.getsize(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"size": self._size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_like("CSVLogger: size", state["size"], range(2**63))
+        check_like(f"{_check_state(self, state)}.size", state["size"], range(2**63))
         self._size = min(state["size"], os.path.getsize(self.path))
 
 

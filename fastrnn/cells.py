@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _kernels
 from ._kernels import Map
-from .arguments import Array
+from .arguments import Steps
 
 
 class Cell(NamedTuple):
@@ -29,20 +29,9 @@ CELLS = {
 }
 
 
-#: The arrays of one layer and direction, in the order in which `Weights` and the engine have them.
-FIELDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
-
-def as_map(
-    T: int,
-    B: int,
-    lengths: Array | None = None,
-    mask: Array | None = None,
-    reset: Array | None = None,
-    *,
-    repeat: bool = False,
-) -> Map | None:
+def as_map(T: int, B: int, steps: Steps, *, repeat: bool = False) -> Map | None:
     """The batch compiled for the engine; None if all steps are real and no episode begins."""
-    if lengths is None and mask is None and reset is None:
+    if steps.are_all:
         return None
-    return Map(T, B, None if lengths is None else lengths.astype(np.int64), mask, reset, repeat=repeat)
+    lengths = None if steps.lengths is None else steps.lengths.astype(np.int64)
+    return Map(T, B, lengths, steps.mask, steps.reset, repeat=repeat)

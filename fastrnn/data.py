@@ -6,22 +6,14 @@ Shape letters: ``N`` samples, ``T`` time steps, ``B`` batch rows, ``K`` steps of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import Array, as_lengths, see
+from .arguments import Array, as_lengths, as_list, as_real
 
-
-def as_data(owner: str, name: str, value: Any) -> Array:
-    """`value` as an array of its own real dtype; TypeError names the argument."""
-    array = see(owner, name, value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(
-            f"{owner}: {name} is {type(value).__name__} with dtype {array.dtype}, expected real numbers"
-        )
-    return array
+__all__ = ["pad_sequences"]
 
 
 class Chunk(NamedTuple):
@@ -55,15 +47,13 @@ class Samples:
     def __init__(
         self, owner: str, x: ArrayLike, y: ArrayLike | None, lengths: ArrayLike | None, per_step: bool
     ) -> None:
-        self.x = as_data(owner, "x", x)
-        self.y = None if y is None else as_data(owner, "y", y)
+        self.x = as_real(owner, "x", x)
+        self.y = None if y is None else as_real(owner, "y", y)
         self.per_step = per_step
         if self.x.ndim not in (2, 3):
             raise ValueError(f"{owner}: x has shape {self.x.shape}, expected (N, T) token ids or (N, T, I)")
         N, T = self.x.shape[:2]
-        self.lengths = as_lengths(
-            owner, None if lengths is None else as_data(owner, "lengths", lengths), T, N
-        )
+        self.lengths = as_lengths(owner, lengths, T, N)
         if self.y is not None and len(self) == 0:
             raise ValueError(f"{owner}: x has shape {self.x.shape}, expected at least one sample")
         if self.y is not None and self.count == 0:
@@ -136,9 +126,8 @@ def pad_sequences(sequences: Iterable[ArrayLike]) -> tuple[Array, Array]:
     ([[1, 2, 3], [4, 0, 0]], [3, 1])
     """
     owner = "pad_sequences"
-    if not isinstance(sequences, Iterable):
-        raise TypeError(f"{owner}: sequences is {sequences!r}, expected a list of sequences")
-    arrays = [as_data(owner, f"sequences[{n}]", sequence) for n, sequence in enumerate(sequences)]
+    given = as_list(owner, "sequences", sequences, "a list of sequences")
+    arrays = [as_real(owner, f"sequences[{n}]", sequence) for n, sequence in enumerate(given)]
     if not arrays:
         raise ValueError(f"{owner}: sequences is empty, expected at least one")
     for n, array in enumerate(arrays):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import Array, as_array, as_generator, check_ndim
+from .arguments import Array, as_array, as_choice, as_generator, as_mapping, check_ndim, show
 from .base import State
 from .callbacks import History
-from .checkpoint import Path
+from .checkpoint import Path, as_path
 from .recurrent import Recurrent
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ def _check_layer(layer: Any, of: str) -> None:
             f"gradient_flow: layer has num_layers={layer.num_layers} and bidirectional={layer.bidirectional},"
             " expected one layer and one direction"
         )
-    if of not in ("h", "c"):
-        raise ValueError(f"gradient_flow: of is {of!r}, expected 'h' or 'c'")
-    if of == "c" and not layer._cell.has_c:
+    if as_choice("gradient_flow", "of", of, "h", "c") == "c" and not layer._cell.has_c:
         raise ValueError(f"gradient_flow: of is 'c', but the state of {type(layer).__name__} is only h")
 
 
@@ -138,19 +136,16 @@ def plot_gradient_flow(flows: Mapping[str, ArrayLike], path: Path | None = None)
     ImportError
         Without matplotlib, the ``plot`` extra.
     """
-    if not isinstance(flows, Mapping):
-        raise TypeError(
-            f"plot_gradient_flow: flows is {type(flows).__name__}, expected a mapping from labels"
-        )
+    owner = "plot_gradient_flow"
+    curves = _as_curves(owner, "flows", flows, "(T + 1)")
+    path = None if path is None else as_path(owner, path)
     figure, axes = _new_figure()
-    for label, flow in flows.items():
-        norms = as_array("plot_gradient_flow", f"flows[{label!r}]", flow, np.dtype(np.float64))
-        check_ndim("plot_gradient_flow", f"flows[{label!r}]", norms, "(T + 1)")
+    for label, norms in curves.items():
         back = np.arange(len(norms))[::-1]
         axes.semilogy(back, np.where(norms > 0, norms, np.nan), label=label)  # a logarithm has no 0
     axes.set_xlabel("steps back in time")
     axes.set_ylabel("norm of the gradient")
-    return _finish(figure, axes, path)
+    return _finish(owner, figure, axes, path)
 
 
 def plot_history(history: History | Mapping[str, ArrayLike], path: Path | None = None) -> Figure:
@@ -163,20 +158,34 @@ def plot_history(history: History | Mapping[str, ArrayLike], path: Path | None =
     path
         As for `plot_gradient_flow`, and so are the result and the errors.
     """
+    owner = "plot_history"
     if not isinstance(history, (History, Mapping)):
-        raise TypeError(f"plot_history: history is {type(history).__name__}, expected what fit returned")
-    figure, axes = _new_figure()
+        raise TypeError(f"{owner}: history is {type(history).__name__}, expected what fit returned")
     values = history.history if isinstance(history, History) else history
-    epochs = max((len(np.asarray(losses)) for losses in values.values()), default=0)
+    curves = _as_curves(owner, "history", values, "(epochs)")
+    path = None if path is None else as_path(owner, path)
+    figure, axes = _new_figure()
+    epochs = max(map(len, curves.values()), default=0)
     if isinstance(history, History) and epochs and not history.interrupted:
         updates = np.linspace(0, epochs, len(history.losses) + 1)[1:]
         axes.plot(updates, history.losses, color="0.8", linewidth=0.8, label="loss of each update")
-    for name, losses in values.items():
-        losses = np.asarray(losses)
+    for name, losses in curves.items():
         axes.plot(np.arange(1, len(losses) + 1), losses, marker=".", label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
-    return _finish(figure, axes, path)
+    return _finish(owner, figure, axes, path)
+
+
+def _as_curves(owner: str, name: str, values: Any, letters: str) -> dict[str, Array]:
+    """Label -> numbers."""
+    curves = {}
+    for label, numbers in as_mapping(owner, name, values).items():
+        if not isinstance(label, str):
+            raise TypeError(f"{owner}: {name} has the key {show(label)}, expected a string")
+        curve = as_array(owner, f"{name}[{show(label)}]", numbers, np.dtype(np.float64))
+        check_ndim(owner, f"{name}[{show(label)}]", curve, letters)
+        curves[label] = curve
+    return curves
 
 
 def _new_figure() -> tuple[Figure, Any]:
@@ -190,10 +199,13 @@ def _new_figure() -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _finish(figure: Figure, axes: Any, path: Path | None) -> Figure:
+def _finish(owner: str, figure: Figure, axes: Any, path: str | None) -> Figure:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     if path is not None:
-        figure.savefig(path, dpi=150)
+        try:
+            figure.savefig(path, dpi=150)
+        except ValueError as error:  # a suffix that matplotlib doesn't know
+            raise ValueError(f"{owner}: path is {show(path)}: {error}") from error
     return figure

@@ -20,22 +20,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._kernels import Stack, Tape, Weights, empty
-from .arguments import (
-    Array,
-    as_array,
-    as_choice,
-    as_flag,
-    as_lengths,
-    as_state,
-    check_blas_sizes,
-    check_ndim,
-    check_shape,
-)
+from .arguments import Array, as_choice, as_flag
 from .base import Gradients
-from .cells import CELLS, FIELDS, Cell, as_map
+from .cell_arguments import WEIGHTS, Sizes, as_call, as_output_gradient, as_states
+from .cells import CELLS, Cell, as_map
 
 __all__ = [
     "gru",
@@ -60,6 +49,8 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: Any = None,
+    mask: Any = None,
+    reset: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Elman's recurrent network: ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
@@ -74,6 +65,11 @@ def rnn(
         f.
     lengths : integers (B,), optional
         Real steps of each row; y is zero past them.
+    mask : booleans (T, B), optional
+        Which steps are real. Where one is not, y is zero and the state stays, as if the step were not there.
+    reset : booleans (T, B), optional
+        Where an episode begins: before such a step, real or not, the state is zero, and no gradient
+        passes. Both directions are cut there. What lies beyond a row's length does not count.
     reverse : bool
         Run from each row's last real step to its first; y stays in the order of x.
 
@@ -101,7 +97,9 @@ def rnn(
     ((5, 2, 4), (2, 4))
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    y, state, _ = _run("rnn", _rnn_cell(nonlinearity), x, state, given, lengths, reverse, keep=False)
+    y, state, _ = _run(
+        "rnn", _rnn_cell(nonlinearity), x, state, given, (lengths, mask, reset), reverse, keep=False
+    )
     return y, state
 
 
@@ -115,11 +113,13 @@ def rnn_forward(
     *,
     nonlinearity: str = "tanh",
     lengths: Any = None,
+    mask: Any = None,
+    reset: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `rnn`, and the tape for `rnn_backward`. Keeps nothing beside x and y."""
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    return _run("rnn", _rnn_cell(nonlinearity), x, state, given, lengths, reverse, keep=True)
+    return _run("rnn", _rnn_cell(nonlinearity), x, state, given, (lengths, mask, reset), reverse, keep=True)
 
 
 def rnn_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -141,6 +141,8 @@ def lstm(
     weight_hr: Any = None,
     *,
     lengths: Any = None,
+    mask: Any = None,
+    reset: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Long short-term memory, with a projection where `weight_hr` is given.
@@ -161,6 +163,11 @@ def lstm(
     weight_hr : array (P, H), optional
     lengths : integers (B,), optional
         Real steps of each row; y is zero past them.
+    mask : booleans (T, B), optional
+        Which steps are real. Where one is not, y is zero and the state stays, as if the step were not there.
+    reset : booleans (T, B), optional
+        Where an episode begins: before such a step, real or not, the state is zero, and no gradient
+        passes. Both directions are cut there. What lies beyond a row's length does not count.
     reverse : bool
         Run from each row's last real step to its first; y stays in the order of x.
 
@@ -189,7 +196,7 @@ def lstm(
     ((5, 2, 4), (2, 4))
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    y, state, _ = _run("lstm", CELLS["lstm"], x, state, given, lengths, reverse, keep=False)
+    y, state, _ = _run("lstm", CELLS["lstm"], x, state, given, (lengths, mask, reset), reverse, keep=False)
     return y, state
 
 
@@ -203,11 +210,13 @@ def lstm_forward(
     weight_hr: Any = None,
     *,
     lengths: Any = None,
+    mask: Any = None,
+    reset: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array], Tape]:
     """As `lstm`, and the tape for `lstm_backward`. Keeps 5*T*B*H numbers beside x and y."""
     given = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    return _run("lstm", CELLS["lstm"], x, state, given, lengths, reverse, keep=True)
+    return _run("lstm", CELLS["lstm"], x, state, given, (lengths, mask, reset), reverse, keep=True)
 
 
 def lstm_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -229,6 +238,8 @@ def gru(
     *,
     reset_after: bool = True,
     lengths: Any = None,
+    mask: Any = None,
+    reset: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Gated recurrent unit.
@@ -252,6 +263,11 @@ def gru(
         the product, as in the paper.
     lengths : integers (B,), optional
         Real steps of each row; y is zero past them.
+    mask : booleans (T, B), optional
+        Which steps are real. Where one is not, y is zero and the state stays, as if the step were not there.
+    reset : booleans (T, B), optional
+        Where an episode begins: before such a step, real or not, the state is zero, and no gradient
+        passes. Both directions are cut there. What lies beyond a row's length does not count.
     reverse : bool
         Run from each row's last real step to its first; y stays in the order of x.
 
@@ -279,7 +295,9 @@ def gru(
     ((5, 2, 4), (2, 4))
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    y, state, _ = _run("gru", _gru_cell(reset_after), x, state, given, lengths, reverse, keep=False)
+    y, state, _ = _run(
+        "gru", _gru_cell(reset_after), x, state, given, (lengths, mask, reset), reverse, keep=False
+    )
     return y, state
 
 
@@ -293,6 +311,8 @@ def gru_forward(
     *,
     reset_after: bool = True,
     lengths: Any = None,
+    mask: Any = None,
+    reset: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `gru`, and the tape for `gru_backward`.
@@ -300,7 +320,7 @@ def gru_forward(
     Keeps 4*T*B*H numbers (3*T*B*H with the reset before) beside x and y.
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    return _run("gru", _gru_cell(reset_after), x, state, given, lengths, reverse, keep=True)
+    return _run("gru", _gru_cell(reset_after), x, state, given, (lengths, mask, reset), reverse, keep=True)
 
 
 def gru_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -320,92 +340,49 @@ def _gru_cell(reset_after: bool) -> Cell:
     return CELLS["gru" if as_flag("gru", "reset_after", reset_after) else "gru_reset_before"]
 
 
-def _as_stack(
-    owner: str, cell: Cell, given: tuple[Any, ...], dtype: np.dtype[Any], I: int, reverse: bool
-) -> Stack:
-    """A stack of one layer, of weights of `dtype`; each is checked against I and against weight_hh's own H."""
-    arrays: dict[str, Any] = {
-        name: None if value is None else as_array(owner, name, value, dtype)
-        for name, value in zip(FIELDS, given, strict=True)
-    }
-    for name, letters in (("weight_ih", "(G, I)"), ("weight_hh", "(G, H)")):
-        if arrays[name] is None:
-            raise TypeError(f"{owner}: {name} is None, expected an array")
-        check_ndim(owner, name, arrays[name], letters)
-    weight_ih, weight_hh, *biases, weight_hr = arrays.values()
-    gates = "H" if cell.gates == 1 else f"{cell.gates}*H"
-    rows = weight_ih.shape[0]
-    if rows % cell.gates or not rows:
-        raise ValueError(f"{owner}: weight_ih has shape {weight_ih.shape}, expected ({gates}, I) with H >= 1")
-    H = rows // cell.gates
-    P, width = (H, "H") if weight_hr is None else (weight_hh.shape[1], "P")
-    check_shape(owner, "weight_ih", weight_ih, f"({gates}, I)", (rows, I))
-    check_shape(owner, "weight_hh", weight_hh, f"({gates}, {width})", (rows, P))
-    for name, bias in zip(("bias_ih", "bias_hh"), biases, strict=True):
-        if bias is not None:
-            check_shape(owner, name, bias, f"({gates},)", (rows,))
-    if weight_hr is not None:
-        check_shape(owner, "weight_hr", weight_hr, "(P, H)", (P, H))
-    check_blas_sizes(owner, I=I, P=P, G=max(cell.accumulators, cell.gates) * H)
-    for letter, size in (("I", I), ("P", P)):
-        if not size:
-            raise ValueError(f"{owner}: {letter} is 0, expected at least 1")
-    return Stack(cell.number, Weights([tuple(arrays.values())]), 1, reverse)
-
-
-def _as_state(
-    owner: str, name: str, cell: Cell, state: Any, B: int, P: int, H: int, dtype: np.dtype[Any]
-) -> tuple[Array, Array | None]:
-    if cell.has_c:
-        return as_state(owner, name, state, ("(B, P)", "(B, H)"), ((B, P), (B, H)), dtype)
-    return as_state(owner, name, state, ("(B, H)",), ((B, H),), dtype)
-
-
 def _run(
     owner: str,
     cell: Cell,
     x: Any,
     state: Any,
     given: tuple[Any, ...],
-    lengths: Any,
-    reverse: bool,
+    steps: tuple[Any, Any, Any],
+    reverse: Any,
     *,
     keep: bool,
 ) -> tuple[Array, Any, Any]:
-    x = as_array(owner, "x", x)
-    check_ndim(owner, "x", x, "(T, B, I)")
-    T, B, I = x.shape
-    stack = _as_stack(owner, cell, given, x.dtype, I, as_flag(owner, "reverse", reverse))
-    weight_ih, weight_hh, *_ = stack.weights.arrays[0]
-    P, H = weight_hh.shape[1], weight_ih.shape[0] // cell.gates
-    check_blas_sizes(owner, B=B)
-    h, c = _as_state(owner, "state", cell, state, B, P, H, x.dtype)
-    h, c = h.copy(), None if c is None else c.copy()
-    batch = as_map(T, B, as_lengths(owner, lengths, T, B))
-    y = empty((T, B, P), x.dtype)
+    call = as_call(owner, cell.gates, cell.has_c, x, state, given, steps, reverse)
+    sizes = call.sizes
+    stack = Stack(cell.number, Weights([tuple(map(call.weights.get, WEIGHTS))]), 1, call.reverse)
+    h, c = _copied(call.state)
+    batch = as_map(sizes.T, sizes.B, call.steps)
+    y = empty((sizes.T, sizes.B, sizes.P), call.x.dtype)
     tape = None
     if keep:
-        tape = stack.keep(x, h, c, y, batch)
+        tape = stack.keep(call.x, h, c, y, batch)
         tape.owner = owner
         y.flags.writeable = False  # the tape has a view of it
     else:
-        stack.infer(x, h, c, y, batch)
+        stack.infer(call.x, h, c, y, batch)
     return y, h if c is None else (h, c), tape
 
 
-def _run_backward(owner: str, tape: Tape, dy: Any, dstate: Any) -> Gradients:
+def _run_backward(owner: str, tape: Any, dy: Any, dstate: Any) -> Gradients:
     if not isinstance(tape, Tape) or tape.owner != owner:
         raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
-    x, y, cell = tape.x, tape.y, tuple(CELLS.values())[tape.stack.cell]
+    x, y, cell = tape.x, tape.y, list(CELLS.values())[tape.stack.cell]
     owner += "_backward"
-    if dy is not None:
-        dy = as_array(owner, "dy", dy, x.dtype)
-        check_shape(owner, "dy", dy, "(T, B, P)" if cell.has_c else "(T, B, H)", y.shape)
-    named = dict(zip(FIELDS, tape.stack.weights.arrays[0], strict=True))
-    B, H = x.shape[1], len(named["weight_ih"]) // cell.gates
-    dh, dc = _as_state(owner, "dstate", cell, dstate, B, y.shape[2], H, x.dtype)
-    dh, dc = dh.copy(), None if dc is None else dc.copy()
+    (T, B, I), P = x.shape, y.shape[2]
+    sizes = Sizes(T, B, I, P, tape.stack.hidden_size)
+    dy = as_output_gradient(owner, cell.has_c, dy, sizes, x.dtype)
+    dh, dc = _copied(as_states(owner, "dstate", cell.has_c, dstate, sizes, x.dtype))
     dx = empty(x.shape, x.dtype)
     (gradients,) = tape.stack.back(tape, dy, dh, dc, dx)
-    parameters = {name: array for name, array in zip(FIELDS, gradients, strict=True) if array is not None}
+    parameters = {name: array for name, array in zip(WEIGHTS, gradients, strict=True) if array is not None}
     return Gradients(dx, dh if dc is None else (dh, dc), parameters)
+
+
+def _copied(state: tuple[Array, ...]) -> tuple[Array, Array | None]:
+    """Copies of h and c, or None: the engine leaves the final state where the initial one was."""
+    h, *c = (part.copy() for part in state)
+    return h, c[0] if c else None

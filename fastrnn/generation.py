@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import as_generator, as_size
+from .arguments import as_generator, as_number, as_real, as_size
 from .layers import Embedding
 from .model import Sequential
 from .text import Tokenizer
@@ -109,8 +109,8 @@ def iter_generate(
     ...     print(piece, end="", flush=True)
     """
     num_generate = as_size("generate", "num_generate", num_generate, minimum=0)
-    _check_sampling("generate", temperature, top_k, top_p)
-    rng = as_generator("generate", seed)
+    sampling = _Sampling("generate", temperature, top_k, top_p)
+    rng = as_generator("generate", seed, "seed")
     _check_model(model, tokenizer, prompt)
 
     stream = model.stream(1)
@@ -120,7 +120,7 @@ def iter_generate(
 
     def pieces(probabilities: NDArray[np.float64]) -> Iterator[str]:
         for remaining in range(num_generate, 0, -1):
-            token = sample(probabilities, temperature, top_k, top_p, rng)
+            token = sampling.draw(probabilities, rng)
             yield tokenizer.decode(token)
             if remaining > 1:
                 probabilities = _step(stream, token, tokenizer)
@@ -167,59 +167,53 @@ def sample(
     >>> sorted({sample([0.1, 0.7, 0.2], top_k=2, rng=seed) for seed in range(100)})
     [1, 2]
     """
-    _check_sampling("sample", temperature, top_k, top_p)
+    sampling = _Sampling("sample", temperature, top_k, top_p)
     rng = as_generator("sample", rng)
-    p = _as_weights(probabilities)
-    if temperature == 0:
-        return int(np.argmax(p))
-    # Relative to the largest, so that a tiny temperature cannot turn every weight into 0.
-    with np.errstate(divide="ignore", over="ignore", under="ignore"):
-        weights = np.exp((np.log(p) - np.log(p.max())) / temperature)
-    indices = _kept(weights, top_k, top_p)
-    cumulative = np.cumsum(weights[indices])
-    # side="right" passes over weights of zero. rng.random() < 1, but its product may round up to the sum.
-    drawn = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-    return int(indices[min(int(drawn), len(indices) - 1)])
+    return sampling.draw(_as_weights(probabilities), rng)
 
 
-def _kept(weights: NDArray[np.float64], top_k: int | None, top_p: float | None) -> NDArray[np.intp]:
-    """The indices that top_k and top_p leave, of weights above zero."""
-    if top_k is None and top_p is None:
-        return np.flatnonzero(weights)
-    order = np.argsort(-weights, kind="stable")[: np.count_nonzero(weights)]
-    if top_k is not None:
-        order = order[:top_k]
-    if top_p is not None:
-        cumulative = np.cumsum(weights[order])
-        # The token that reaches the share belongs to the set: hence + 1.
-        reached = np.searchsorted(cumulative, top_p * cumulative[-1], side="left")
-        order = order[: int(reached) + 1]
-    return order
+class _Sampling:
+    """How `sample` reshapes a distribution; the arguments are explained there."""
+
+    def __init__(self, owner: str, temperature: Any, top_k: Any, top_p: Any) -> None:
+        self._temperature = as_number(owner, "temperature", temperature)
+        self._top_k = None if top_k is None else as_size(owner, "top_k", top_k)
+        self._top_p = None if top_p is None else as_number(owner, "top_p", top_p, positive=True, maximum=1)
+
+    def draw(self, p: NDArray[np.float64], rng: np.random.Generator) -> int:
+        """An index, from probabilities that `_as_weights` would let through."""
+        if self._temperature == 0:
+            return int(np.argmax(p))
+        # Relative to the largest, so that a tiny temperature cannot turn every weight into 0.
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+            weights = np.exp((np.log(p) - np.log(p.max())) / self._temperature)
+        indices = self._kept(weights)
+        cumulative = np.cumsum(weights[indices])
+        # side="right" passes over weights of zero. rng.random() < 1, but its product may round up to the sum.
+        drawn = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+        return int(indices[min(int(drawn), len(indices) - 1)])
+
+    def _kept(self, weights: NDArray[np.float64]) -> NDArray[np.intp]:
+        """The indices that top_k and top_p leave, of weights above zero."""
+        if self._top_k is None and self._top_p is None:
+            return np.flatnonzero(weights)
+        order = np.argsort(-weights, kind="stable")[: np.count_nonzero(weights)][: self._top_k]
+        if self._top_p is not None:
+            cumulative = np.cumsum(weights[order])
+            # The token that reaches the share belongs to the set: hence + 1.
+            reached = np.searchsorted(cumulative, self._top_p * cumulative[-1], side="left")
+            order = order[: int(reached) + 1]
+        return order
 
 
 def _as_weights(probabilities: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(probabilities)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"sample: probabilities has dtype {array.dtype}, expected a real dtype")
+    array = as_real("sample", "probabilities", probabilities)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"sample: probabilities has shape {array.shape}, expected (V,) with V > 0")
     p = array.astype(np.float64)
     if not np.isfinite(p).all() or p.min() < 0 or p.max() == 0:
         raise ValueError("sample: probabilities must be finite, not negative and not all zero")
     return p
-
-
-def _check_sampling(owner: str, temperature: Any, top_k: Any, top_p: Any) -> None:
-    for name, value in (("temperature", temperature), ("top_p", top_p)):
-        real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        if not real and not (name == "top_p" and value is None):
-            raise TypeError(f"{owner}: {name} is {value!r}, expected a number")
-    if not 0 <= temperature < np.inf:
-        raise ValueError(f"{owner}: temperature is {temperature}, expected 0 <= temperature < inf")
-    if top_k is not None:
-        as_size(owner, "top_k", top_k)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"{owner}: top_p is {top_p}, expected 0 < top_p <= 1")
 
 
 def _check_model(model: Any, tokenizer: Any, prompt: Any) -> None:

@@ -22,15 +22,20 @@ from . import _kernels
 from .arguments import (
     Array,
     as_array,
+    as_choice,
     as_dtype,
+    as_flag,
     as_fraction,
     as_generator,
+    as_ids,
+    as_integers,
     as_lengths,
     as_size,
     check_ndim,
     check_shape,
+    see,
 )
-from .base import Gradients, Layer, State
+from .base import Gradients, Layer, State, draw_parameters
 
 __all__ = ["Dense", "Dropout", "Embedding", "LastStep"]
 
@@ -55,11 +60,10 @@ class _StatelessLayer(Layer):
     ) -> tuple[Array, None]:
         """Inference: ``(y, None)``. Keeps nothing, and is safe from many threads at once.
 
-        Each position stands for itself, so `lengths` (B,) changes the result of LastStep only.
-        ValueError for a wrong shape or value, TypeError for a wrong kind or dtype.
+        Each position stands for itself, so `lengths` (B,), for an x of (T, B, ...), changes the result
+        of LastStep only. ValueError for a wrong shape or value, TypeError for a wrong kind or dtype.
         """
-        self._reject_state("state", state)
-        y, _ = self._infer(x, None, lengths)  # type: ignore[arg-type]  # they make arrays of what they use
+        y, _ = self._infer(*self._accept(x, state, lengths))
         return y, None
 
     def forward(
@@ -70,8 +74,7 @@ class _StatelessLayer(Layer):
         The tape refers to x and y and doesn't copy them: leave both unchanged until `backward`.
         Arguments and errors as for calling the layer.
         """
-        self._reject_state("state", state)
-        y, _, record = self._forward(x, None, lengths)  # type: ignore[arg-type]
+        y, _, record = self._forward(*self._accept(x, state, lengths))
         return y, None, _Tape(self, y.shape, y.dtype, record)
 
     def backward(self, tape: Any, dy: ArrayLike, dstate: None = None) -> Gradients:
@@ -90,6 +93,17 @@ class _StatelessLayer(Layer):
         dy = as_array(owner, "dy", dy, tape.y_dtype)
         check_shape(owner, "dy", dy, "the shape of y", tape.y_shape)
         return self._backward(tape.record, dy, None)
+
+    def _accept(self, x: Any, state: Any, lengths: Any) -> tuple[Any, None, Array | None]:
+        """x, which the layer checks, the state and the lengths."""
+        self._reject_state("state", state)
+        if lengths is None:
+            return x, None, None
+        owner = type(self).__name__
+        x = see(owner, "x", x)
+        if x.ndim < 2:
+            raise ValueError(f"{owner}: x has shape {x.shape}, expected (T, B, ...) with lengths")
+        return x, None, as_lengths(owner, lengths, *x.shape[:2])
 
     def _reject_state(self, name: str, value: Any) -> None:
         if value is not None:
@@ -143,27 +157,18 @@ class Embedding(_StatelessLayer):
         self.output_dim = as_size("Embedding", "output_dim", output_dim)
         self.dtype = as_dtype("Embedding", dtype)
         self.rng = as_generator("Embedding", rng)
-        shape = self.input_dim, self.output_dim
-        self._parameters = {"weight": self.rng.uniform(-0.05, 0.05, shape).astype(self.dtype)}
+        shapes = {"weight": (self.input_dim, self.output_dim)}
+        self._parameters = draw_parameters("Embedding", shapes, 0.05, self.dtype, self.rng)
 
     def _as_ids(self, x: ArrayLike) -> Array:
-        x = np.asarray(x)
-        if x.dtype.kind not in "iu":
-            raise TypeError(f"Embedding: x has dtype {x.dtype}, expected an integer dtype (token ids)")
-        if x.size:
-            low, high = int(x.min()), int(x.max())
-            if low < 0 or high >= self.input_dim:
-                worst = low if low < 0 else high
-                raise ValueError(
-                    f"Embedding: x has id {worst}, expected 0 <= id < input_dim = {self.input_dim}"
-                )
-        return x.astype(np.intp, copy=False)
+        ids = as_ids("Embedding", "x", x, self.input_dim, "input_dim")
+        return ids.astype(np.intp, copy=False)
 
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
         return self._parameters["weight"].take(self._as_ids(x), axis=0), None
 
     def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Any]:
-        ids = self._as_ids(x).copy()  # `_backward` checks no index, and x is the caller's
+        ids = self._as_ids(as_integers("Embedding", "x", x).copy())  # x is the caller's, and may change
         return self._parameters["weight"].take(ids, axis=0), None, ids
 
     def _step(self, x_t: Array, out: Array | None = None) -> Array:
@@ -293,23 +298,15 @@ class Dense(_StatelessLayer):
     ) -> None:
         self.input_size = as_size("Dense", "input_size", input_size)
         self.units = as_size("Dense", "units", units)
-        if not isinstance(activation, str):
-            raise TypeError(f"Dense: activation is {activation!r}, expected one of {list(_ACTIVATIONS)}")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"Dense: activation is {activation!r}, expected one of {list(_ACTIVATIONS)}")
-        self.activation = activation
-        if not isinstance(bias, (bool, np.bool_)):
-            raise TypeError(f"Dense: bias is {bias!r}, expected True or False")
-        self.bias = bool(bias)
+        self.activation = as_choice("Dense", "activation", activation, *_ACTIVATIONS)
+        self.bias = as_flag("Dense", "bias", bias)
         self.dtype = as_dtype("Dense", dtype)
         self.rng = as_generator("Dense", rng)
-        bound = self.input_size**-0.5
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.units, self.input_size)}
-        if bias:
+        if self.bias:
             shapes["bias"] = (self.units,)
-        self._parameters = {
-            name: self.rng.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in shapes.items()
-        }
+        bound = self.input_size**-0.5
+        self._parameters = draw_parameters("Dense", shapes, bound, self.dtype, self.rng)
 
     def _as_input(self, x: ArrayLike) -> Array:
         x = as_array("Dense", "x", x, self.dtype)

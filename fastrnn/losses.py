@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import Array, make_by_name
+from .arguments import Array, as_flag, as_ids, as_integers, as_real, check_shape, make_by_name, see, show
 
 __all__ = [
     "CategoricalCrossentropy",
@@ -31,9 +31,7 @@ _BLOCK = 1 << 16
 
 
 def _as_predictions(where: str, value: ArrayLike) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{where}: y_pred has dtype {array.dtype}, expected a real dtype")
+    array = as_real(where, "y_pred", value)
     if array.ndim == 0:
         raise ValueError(f"{where}: y_pred has shape (), expected (..., F)")
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
@@ -70,6 +68,7 @@ class Loss:
         gradient
             A new array like `y_pred`.
         """
+        y_pred = _as_predictions(type(self).__name__, y_pred)
         pred, true, rows, coefficients = self._arguments(y_pred, y_true, weight)
         gradient = np.zeros_like(pred, order="C") if rows.size < len(pred) else np.empty_like(pred, order="C")
         value = 0.0
@@ -78,7 +77,7 @@ class Loss:
             block_gradient *= coefficients[block, np.newaxis].astype(pred.dtype)
             gradient[block] = block_gradient
             value += float(losses @ coefficients[block])
-        return value, gradient.reshape(np.shape(y_pred))
+        return value, gradient.reshape(y_pred.shape)
 
     def __call__(self, y_pred: ArrayLike, y_true: ArrayLike, weight: ArrayLike | None = None) -> float:
         """The value of `value_and_gradient` alone, in memory that doesn't grow with the predictions."""
@@ -109,7 +108,7 @@ class Loss:
         pred = _as_predictions(owner, y_pred)
         shape = pred.shape
         pred = pred.reshape(int(np.prod(shape[:-1])), shape[-1])
-        true = self._as_targets(np.asarray(y_true), shape)
+        true = self._as_targets(see(owner, "y_true", y_true), shape)
         share = self._as_weights(weight, shape[:-1])
         largest = share.max(initial=0.0)
         if largest > 0 and pred.size:
@@ -124,9 +123,7 @@ class Loss:
         if weight is None:
             return np.ones(int(np.prod(shape)))
         owner = type(self).__name__
-        array = np.asarray(weight)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{owner}: weight has dtype {array.dtype}, expected a real dtype or bool")
+        array = as_real(owner, "weight", weight)
         if not (np.isfinite(array) & (array >= 0)).all():
             raise ValueError(f"{owner}: weight has values that aren't finite and >= 0")
         try:
@@ -151,10 +148,8 @@ class Loss:
 
 def _same_shape(owner: str, y_true: Array, shape: tuple[int, ...]) -> Array:
     """Targets that look like the predictions, of any real dtype, as rows."""
-    if y_true.dtype.kind not in "fiub":
-        raise TypeError(f"{owner}: y_true has dtype {y_true.dtype}, expected a real dtype")
-    if y_true.shape != shape:
-        raise ValueError(f"{owner}: y_true has shape {y_true.shape}, expected the shape of y_pred, {shape}")
+    y_true = as_real(owner, "y_true", y_true)
+    check_shape(owner, "y_true", y_true, "the shape of y_pred", shape)
     return y_true.reshape(int(np.prod(shape[:-1])), shape[-1])
 
 
@@ -185,9 +180,7 @@ class _Crossentropy(Loss):
     """What the two cross-entropies share: they take probabilities, or logits and the softmax with them."""
 
     def __init__(self, from_logits: bool = False) -> None:
-        if not isinstance(from_logits, (bool, np.bool_)):
-            raise TypeError(f"{type(self).__name__}: from_logits is {from_logits!r}, expected True or False")
-        self.from_logits = bool(from_logits)
+        self.from_logits = as_flag(type(self).__name__, "from_logits", from_logits)
 
     def with_logits(self) -> Self:
         """The same loss for the logits, what the softmax gets: exact where a probability would round to 0."""
@@ -272,14 +265,13 @@ class SparseCategoricalCrossentropy(_Crossentropy):
 
     def _as_targets(self, y_true: Array, shape: tuple[int, ...]) -> Array:
         owner = "SparseCategoricalCrossentropy"
-        if y_true.dtype.kind not in "iu" and y_true.size:
-            raise TypeError(f"{owner}: y_true has dtype {y_true.dtype}, expected an integer dtype")
-        if y_true.shape != shape[:-1]:
-            raise ValueError(f"{owner}: y_true has shape {y_true.shape}, expected {shape[:-1]}")
+        y_true = as_integers(owner, "y_true", y_true)
+        check_shape(owner, "y_true", y_true, "the shape of y_pred but for its last axis", shape[:-1])
         return y_true.reshape(-1)
 
     def _rows(self, pred: Array, true: Array, gradient: Array) -> Array:
-        target = np.arange(len(pred)), self._as_ids(true, pred.shape[1])
+        ids = as_ids("SparseCategoricalCrossentropy", "y_true", true, pred.shape[1], "V")
+        target = np.arange(len(pred)), ids.astype(np.intp, copy=False)
         if not self.from_logits:
             probability = np.maximum(pred[target], EPSILON)
             gradient[...] = 0
@@ -290,16 +282,6 @@ class SparseCategoricalCrossentropy(_Crossentropy):
         np.divide(exp, total, out=gradient)
         gradient[target] -= 1
         return losses
-
-    @staticmethod
-    def _as_ids(true: Array, V: int) -> Array:
-        low, high = int(true.min()), int(true.max())
-        if low < 0 or high >= V:
-            worst = low if low < 0 else high
-            raise ValueError(
-                f"SparseCategoricalCrossentropy: y_true has id {worst}, expected 0 <= id < V = {V}"
-            )
-        return true.astype(np.intp, copy=False)
 
 
 _LOSSES: dict[str, type[Loss]] = {
@@ -323,5 +305,5 @@ def get(loss: str | Loss) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if not isinstance(loss, str):
-        raise TypeError(f"loss: {loss!r}, expected a Loss or one of {list(_LOSSES)}")
+        raise TypeError(f"loss: {show(loss)}, expected a Loss or one of {list(_LOSSES)}")
     return from_config({"name": loss.lower()})

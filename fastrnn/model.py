@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import losses, optimizers
-from .arguments import Array, as_generator, as_size
+from .arguments import Array, as_flag, as_generator, as_ids, as_list, as_number, as_size
 from .base import Gradients, Layer, State
 from .callbacks import Callback, History
 from .checkpoint import Path, as_path, write_file
@@ -25,7 +25,6 @@ from .losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
 from .model_stream import ModelStream
 from .optimizers import Optimizer
 from .recurrent import Recurrent
-from .schedules import as_number
 from .training import CheckpointPlan, Run, TrainingDiverged, deferred_interrupt
 
 __all__ = ["ModelStream", "Sequential", "TrainingDiverged"]
@@ -69,9 +68,7 @@ class Sequential(Layer):
     """
 
     def __init__(self, layers: Iterable[Layer], *, rng: int | np.random.Generator | None = None) -> None:
-        if not isinstance(layers, Iterable):
-            raise TypeError(f"Sequential: layers is {type(layers).__name__}, expected a list of layers")
-        self.layers = tuple(layers)
+        self.layers: tuple[Layer, ...] = tuple(as_list("Sequential", "layers", layers, "a list of layers"))
         self.rng = as_generator("Sequential", rng)
         self._width = _check_layers(self.layers)  # of the output, None if unknown
         self.dtype = _common_dtype(self.layers)
@@ -108,11 +105,14 @@ class Sequential(Layer):
     @property
     def _fused(self) -> bool:
         """Whether the loss takes the last layer's logits, and the softmax with them."""
+        return self._can_fuse(self._loss)
+
+    def _can_fuse(self, loss: Loss | None) -> bool:
         last = self.layers[-1]
         return (
             isinstance(last, Dense)
             and last.activation == "softmax"
-            and isinstance(self._loss, (CategoricalCrossentropy, SparseCategoricalCrossentropy))
+            and isinstance(loss, (CategoricalCrossentropy, SparseCategoricalCrossentropy))
         )
 
     def _as_input(self, x: Array) -> Array:
@@ -201,10 +201,11 @@ class Sequential(Layer):
             None if limit is None else as_number("compile", name, limit, positive=True)
             for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value))
         ]
-        self._optimizer, self._loss = optimizers.get(optimizer), losses.get(loss)
-        self._clip_norm, self._clip_value = limits
-        if self._fused and getattr(self._loss, "from_logits", False):
+        chosen, loss = optimizers.get(optimizer), losses.get(loss)
+        if self._can_fuse(loss) and getattr(loss, "from_logits", False):
             raise ValueError("compile: the loss has from_logits, but the last layer has a softmax already")
+        self._optimizer, self._loss = chosen, loss
+        self._clip_norm, self._clip_value = limits
 
     def _compiled(self, owner: str) -> tuple[Optimizer, Loss]:
         if self._optimizer is None or self._loss is None:
@@ -227,18 +228,19 @@ class Sequential(Layer):
             value, dy = loss.value_and_gradient(y_pred, y, weight)
             del y_pred
             gradients = self._backward(tape, dy, None, logits=self._fused).parameters
-            norm = optimizers.global_norm(gradients)
+            norm = optimizers.norm_of(gradients.values())
         if not (np.isfinite(value) and np.isfinite(norm)):
             raise TrainingDiverged(
                 f"update {optimizer.iterations + 1} has loss {value} and gradient norm {norm}; "
                 "the weights are those before it"
             )
         if self._clip_norm is not None:
-            optimizers.clip_by_global_norm(gradients, self._clip_norm)
+            optimizers.scale_down(gradients.values(), norm, self._clip_norm)
         elif self._clip_value is not None:
             optimizers.clip_by_value(gradients, self._clip_value)
+        work = optimizer._arguments("fit", self._parameters, gradients)
         with deferred_interrupt():  # no parameter may be one update ahead of another
-            optimizer.step(self._parameters, gradients)
+            optimizer._step("fit", work)  # `step` would look again whether the gradients are finite
         return value, state, norm
 
     def fit(
@@ -324,7 +326,7 @@ class Sequential(Layer):
         the number of real targets.
         """
         self._compiled("fit")
-        plan = CheckpointPlan(checkpoint, checkpoint_every, bool(resume))
+        plan = CheckpointPlan(checkpoint, checkpoint_every, as_flag("fit", "resume", resume))
         truncate = self._as_truncate("fit", truncate)
         samples = self._as_samples("fit", x, y, lengths)
         validation = None
@@ -443,7 +445,7 @@ class Sequential(Layer):
                 raise ValueError(f"{owner}: x has shape {x.shape}, expected (N, T) token ids")
             if samples.real is not None:
                 samples.x = x = np.where(samples.real, x, x.dtype.type(0))
-            _check_ids(f"{owner}: x", x, first.input_dim, "token ids", "input_dim")
+            as_ids(owner, "x", x, first.input_dim, "input_dim")
             return
         size = getattr(first, "input_size", None)
         if x.ndim != 3 or size not in (None, x.shape[2]):
@@ -469,7 +471,7 @@ class Sequential(Layer):
             raise ValueError(f"{owner}: y has shape {y.shape}, expected {letters} = {expected}{hint}")
         if sparse and self._width is not None:
             real = y[samples.real] if self._per_step and samples.real is not None else y
-            _check_ids(f"{owner}: y", real, self._width, "class numbers", "the width of the output")
+            as_ids(owner, "y", real, self._width, "the width of the output")
 
     def _hint(self, y: Array, leading: tuple[int, ...], *, sparse: bool) -> str:
         """What the caller may have meant with targets of such a shape."""
@@ -608,16 +610,6 @@ def _output_width(layer: Layer, width: int | None) -> int | None:
         if hasattr(layer, name):
             return int(getattr(layer, name))
     return None
-
-
-def _check_ids(name: str, ids: Array, count: int, what: str, limit: str) -> None:
-    """Integers in 0 ... count - 1; ValueError has the worst."""
-    if ids.size and ids.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {ids.dtype}, expected an integer dtype ({what})")
-    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
-    if low < 0 or high >= count:
-        worst = low if low < 0 else high
-        raise ValueError(f"{name} has the id {worst}, expected {what} 0 <= id < {limit} = {count}")
 
 
 def _common_dtype(layers: tuple[Layer, ...]) -> np.dtype[Any]:

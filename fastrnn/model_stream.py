@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._kernels import Turn
-from .arguments import Array, as_array, as_rows, as_size
+from .arguments import Array, as_array, as_integers, as_rows, as_size
 from .base import Layer, State
-from .data import as_data
 from .layers import Dropout, Embedding
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ class ModelStream:
     """
 
     def __init__(self, model: Sequential, batch_size: int) -> None:
+        if not isinstance(model, Layer) or not hasattr(model, "layers"):
+            raise TypeError(f"stream: model is {type(model).__name__}, expected a Sequential")
         self.batch_size = as_size("stream", "batch_size", batch_size)
         self._takes_ids = isinstance(model.layers[0], Embedding)
         self._dtype = model.dtype
@@ -40,7 +41,7 @@ class ModelStream:
         if not model._per_step:
             raise ValueError("stream: the model has a LastStep, which needs the whole sequence")
         for layer in model.layers:
-            stream: Any = layer.stream(batch_size) if hasattr(layer, "stream") else None
+            stream: Any = layer.stream(self.batch_size) if hasattr(layer, "stream") else None
             self._streams.append(stream)
             self._steps.append(_Step(layer) if stream is None else stream.step)
 
@@ -57,8 +58,10 @@ class ModelStream:
         ndarray
             (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
         """
-        x = as_data("stream", "x_t", x_t) if self._takes_ids else as_array("stream", "x_t", x_t, self._dtype)
-        ndim = 1 if self._takes_ids else 2
+        if self._takes_ids:
+            x, ndim = as_integers("stream", "x_t", x_t), 1
+        else:
+            x, ndim = as_array("stream", "x_t", x_t, self._dtype), 2
         unbatched = self.batch_size == 1 and x.ndim == ndim - 1
         if unbatched:
             x = x[np.newaxis]
@@ -91,10 +94,14 @@ class ModelStream:
 
     @state.setter
     def state(self, states: Sequence[State]) -> None:
-        if not isinstance(states, (list, tuple)) or len(states) != len(self._streams):
-            raise ValueError(
-                f"stream: state is not a list with an entry for each of {len(self._streams)} layers"
-            )
+        expected = f"a list with an entry for each of the {len(self._streams)} layers"
+        if not isinstance(states, (list, tuple)):
+            raise TypeError(f"stream: state is {type(states).__name__}, expected {expected}")
+        if len(states) != len(self._streams):
+            raise ValueError(f"stream: state has {len(states)} entries, expected {expected}")
+        for index, (stream, state) in enumerate(zip(self._streams, states, strict=True)):
+            if stream is None and state is not None:
+                raise ValueError(f"stream: state[{index}] is of a layer without a state, expected None")
         with self._turn:
             before = self._states()
             try:

@@ -8,15 +8,27 @@ about ten passes, and only the first of them should have to fetch its operands f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import schedules
-from .arguments import Array, as_flag, as_fraction, make_by_name
-from .schedules import Schedule, as_number
+from .arguments import (
+    Array,
+    as_flag,
+    as_fraction,
+    as_integers,
+    as_mapping,
+    as_number,
+    as_real,
+    check_shape,
+    make_by_name,
+    see,
+    show,
+)
+from .schedules import Schedule
 
 __all__ = [
     "SGD",
@@ -33,6 +45,8 @@ __all__ = [
 
 #: Elements in a block: its five float32 arrays (parameter, gradient, two slots, scratch) take 640 KB.
 _BLOCK = 1 << 15
+
+_LIKE = "the parameter's own shape"
 
 
 def _blocks(size: int) -> Iterator[slice]:
@@ -70,21 +84,35 @@ class Optimizer:
         """The rate of the next update."""
         return schedules.get(self._learning_rate)(self.iterations)
 
-    def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
+    def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, ArrayLike]) -> None:
         """One update: `parameters` are changed in place, `gradients` only read.
 
-        Both map the same names to arrays of the same shapes; parameters are C-contiguous and writable.
-        ValueError otherwise, before anything has changed.
+        Both map the same names to arrays of the same shapes; parameters are C-contiguous and writable, and
+        gradients finite. ValueError or TypeError otherwise, before anything has changed.
         """
-        work = list(self._arguments(parameters, gradients))
+        owner = f"{type(self).__name__}.step"
+        work = self._arguments(owner, parameters, gradients)
+        with np.errstate(over="ignore", invalid="ignore"):
+            wrong = next((name for name, (_, gradient) in work.items() if not _is_finite(gradient)), None)
+        if wrong is not None:
+            raise ValueError(f"{owner}: gradient of {wrong} holds NaN or infinity, expected finite numbers")
+        self._step(owner, work)
+
+    def _step(self, owner: str, work: Mapping[str, tuple[Array, Array]]) -> None:
+        """The update, from what `_arguments` gave. Whoever calls this knows that the gradients are finite."""
+        slots = {name: self._slots_of(owner, name, parameter) for name, (parameter, _) in work.items()}
         rate = self.current_learning_rate
+        for of_parameter in slots.values():
+            self._state |= of_parameter
         self.iterations += 1
-        scratch = {parameter.dtype: np.empty(_BLOCK, parameter.dtype) for parameter, _, _ in work}
-        for parameter, gradient, slots in work:
-            for block in _blocks(parameter.size):
-                part = parameter[block]
-                views = [slot[block] for slot in slots]
-                self._update(rate, part, gradient[block], scratch[part.dtype][: part.size], *views)
+        scratch = {parameter.dtype: np.empty(_BLOCK, parameter.dtype) for parameter, _ in work.values()}
+        for name, (parameter, gradient) in work.items():
+            p, g = parameter.reshape(-1), gradient.reshape(-1)
+            flat = [slot.reshape(-1) for slot in slots[name].values()]
+            for block in _blocks(p.size):
+                part = p[block]
+                views = [slot[block] for slot in flat]
+                self._update(rate, part, g[block], scratch[part.dtype][: part.size], *views)
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of what the next updates depend on: ``iterations`` (int64) and ``<slot>/<parameter>``."""
@@ -97,23 +125,21 @@ class Optimizer:
         The shapes are checked against the parameters by the next `step`.
         """
         owner = f"{type(self).__name__}.load_state_dict"
-        state = {name: np.array(value, order="C") for name, value in mapping.items()}
-        iterations = state.pop("iterations", None)
-        if (
-            iterations is None
-            or iterations.shape != ()
-            or iterations.dtype.kind not in "iu"
-            or iterations < 0
-        ):
-            raise ValueError(f"{owner}: iterations is {iterations!r}, expected one integer >= 0")
-        names = {name.partition("/")[2] for name in state}
-        expected = {f"{slot}/{name}" for name in names for slot in self._slots()}
-        if set(state) != expected:
-            missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
-            raise ValueError(f"{owner}: missing slots {missing}, unexpected slots {unexpected}")
-        for name, slot in state.items():
+        given = dict(as_mapping(owner, "mapping", mapping))
+        names = {str(name).partition("/")[2] for name in given if name != "iterations"}
+        expected = {f"{slot}/{name}" for name in names for slot in self._slots()} | {"iterations"}
+        if set(given) != expected:
+            missing, unexpected = sorted(expected - set(given)), sorted(set(given) - expected, key=str)
+            raise ValueError(f"{owner}: missing entries {missing}, unexpected entries {unexpected}")
+        iterations = as_integers(owner, "iterations", given.pop("iterations"))
+        if iterations.shape != () or not 0 <= iterations < 2**63:
+            raise ValueError(f"{owner}: iterations is {show(iterations.tolist())}, expected one integer >= 0")
+        state = {}
+        for name, value in given.items():
+            slot = as_real(owner, name, value)
             if slot.dtype.kind != "f":
-                raise ValueError(f"{owner}: {name} has dtype {slot.dtype}, expected float32 or float64")
+                raise TypeError(f"{owner}: {name} has dtype {slot.dtype}, expected float32 or float64")
+            state[name] = slot.copy(order="C")
         self.iterations, self._state = int(iterations), state
 
     def config(self) -> dict[str, Any]:
@@ -138,45 +164,43 @@ class Optimizer:
         """The rule, for some elements: `p` and `slots` change in place. `iterations` counts this update."""
         raise NotImplementedError
 
+    @staticmethod
     def _arguments(
-        self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]
-    ) -> Iterator[tuple[Array, Array, list[Array]]]:
-        """(parameter, gradient, slots) of each name, all with one axis."""
-        owner = f"{type(self).__name__}.step"
-        if set(parameters) != set(gradients):
-            missing = [name for name in parameters if name not in gradients]
-            unexpected = [name for name in gradients if name not in parameters]
+        owner: str, parameters: Mapping[str, Array], gradients: Mapping[str, ArrayLike]
+    ) -> dict[str, tuple[Array, Array]]:
+        """(parameter, gradient) of each name; TypeError or ValueError for what `step` can't take."""
+        parameters = as_mapping(owner, "parameters", parameters)
+        gradients = as_mapping(owner, "gradients", gradients)
+        missing = [name for name in parameters if name not in gradients]
+        unexpected = [name for name in gradients if name not in parameters]
+        if missing or unexpected:
             raise ValueError(
                 f"{owner}: gradients lack {missing}, and have {unexpected} that are no parameters"
             )
-        for name, parameter in parameters.items():
-            gradient = gradients[name]
-            if gradient.shape != parameter.shape:
-                raise ValueError(
-                    f"{owner}: gradient of {name} has shape {gradient.shape}, expected {parameter.shape}"
-                )
-            if parameter.dtype.kind != "f" or gradient.dtype != parameter.dtype:
-                raise TypeError(
-                    f"{owner}: gradient of {name} has dtype {gradient.dtype}, expected {parameter.dtype}"
-                )
-            if not (parameter.flags.c_contiguous and parameter.flags.writeable):
-                raise ValueError(
-                    f"{owner}: {name} isn't C-contiguous and writable, so it can't change in place"
-                )
-            slots = [self._slot(f"{slot}/{name}", parameter) for slot in self._slots()]
-            yield parameter.reshape(-1), gradient.reshape(-1), slots
+        work = {}
+        for name in parameters:
+            parameter = _as_writable(owner, str(name), parameters[name])
+            if not parameter.flags.c_contiguous:
+                raise ValueError(f"{owner}: {name} isn't C-contiguous, so it can't change in place")
+            label = f"gradient of {name}"
+            gradient = as_real(owner, label, gradients[name])
+            check_shape(owner, label, gradient, _LIKE, parameter.shape)
+            if gradient.dtype != parameter.dtype:
+                raise TypeError(f"{owner}: {label} has dtype {gradient.dtype}, expected {parameter.dtype}")
+            work[name] = parameter, gradient
+        return work
 
-    def _slot(self, name: str, parameter: Array) -> Array:
-        """The slot `name`, made on first use, with one axis."""
-        slot = self._state.get(name)
-        if slot is None:
-            slot = np.zeros_like(parameter)
-        if slot.shape != parameter.shape:
-            raise ValueError(
-                f"{type(self).__name__}.step: {name} has shape {slot.shape}, expected {parameter.shape}"
-            )
-        self._state[name] = slot = slot.astype(parameter.dtype, copy=False)
-        return slot.reshape(-1)
+    def _slots_of(self, owner: str, name: str, parameter: Array) -> dict[str, Array]:
+        """The slots of a parameter, by their names in `state_dict`; zeros before the first update."""
+        result = {}
+        for kind in self._slots():
+            key = f"{kind}/{name}"
+            slot = self._state.get(key)
+            if slot is None:
+                slot = np.zeros_like(parameter)
+            check_shape(owner, key, slot, _LIKE, parameter.shape)
+            result[key] = slot.astype(parameter.dtype, copy=False)
+        return result
 
 
 class SGD(Optimizer):
@@ -419,7 +443,7 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 def from_config(config: Mapping[str, Any]) -> Optimizer:
     """The optimizer whose `config` this is; ValueError for an unknown name or wrong options."""
-    rate = config.get("learning_rate")
+    rate = as_mapping("optimizer", "config", config).get("learning_rate")
     if isinstance(rate, Mapping):
         config = {**config, "learning_rate": schedules.from_config(rate)}
     return make_by_name("optimizer", _OPTIMIZERS, config)
@@ -433,8 +457,25 @@ def get(optimizer: str | Optimizer) -> Optimizer:
     if isinstance(optimizer, Optimizer):
         return optimizer
     if not isinstance(optimizer, str):
-        raise TypeError(f"optimizer: {optimizer!r}, expected an Optimizer or one of {list(_OPTIMIZERS)}")
+        raise TypeError(f"optimizer: {show(optimizer)}, expected an Optimizer or one of {list(_OPTIMIZERS)}")
     return from_config({"name": optimizer.lower()})
+
+
+def _as_writable(owner: str, name: str, value: Any) -> Array:
+    """`value` as an array that a call may write into: it must be one of floats that isn't read-only."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{owner}: {name} is {type(value).__name__}, expected an ndarray")
+    array = see(owner, name, value)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{owner}: {name} has dtype {array.dtype}, expected float32 or float64")
+    if not array.flags.writeable:
+        raise ValueError(f"{owner}: {name} is read-only, so it can't change in place")
+    return array
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether all elements are. One pass tells it nearly always: a finite sum has finite terms alone."""
+    return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def _sum_of_squares(arrays: Iterable[Array], scale: float) -> float:
@@ -451,7 +492,7 @@ def _sum_of_squares(arrays: Iterable[Array], scale: float) -> float:
     return total
 
 
-def global_norm(gradients: Mapping[str, Array]) -> float:
+def global_norm(gradients: Mapping[str, ArrayLike]) -> float:
     """The Euclidean norm of all gradients as one vector, accumulated in float64 without overflow.
 
     NaN if any element is, infinity if any is and none is NaN.
@@ -461,14 +502,20 @@ def global_norm(gradients: Mapping[str, Array]) -> float:
     >>> global_norm({"a": np.array([3.0]), "b": np.array([[4.0]])})
     5.0
     """
-    total = _sum_of_squares(gradients.values(), 1.0)
+    named = as_mapping("global_norm", "gradients", gradients).items()
+    return norm_of([as_real("global_norm", f"gradient of {name}", value) for name, value in named])
+
+
+def norm_of(arrays: Collection[Array]) -> float:
+    """What `global_norm` gives, for arrays that are known to be real."""
+    total = _sum_of_squares(arrays, 1.0)
     if 1e-280 < total < math.inf or math.isnan(total):
         return math.sqrt(total)
     # Squares of float64 overflowed or underflowed (those of float32 can't): scale by the largest element.
-    largest = max((float(np.abs(g).max()) for g in gradients.values() if g.size), default=0.0)
+    largest = max((float(np.abs(array).max()) for array in arrays if array.size), default=0.0)
     if not 0 < largest < math.inf:
         return largest
-    return largest * math.sqrt(_sum_of_squares(gradients.values(), largest))
+    return largest * math.sqrt(_sum_of_squares(arrays, largest))
 
 
 def clip_by_global_norm(gradients: Mapping[str, Array], max_norm: float) -> float:
@@ -477,15 +524,28 @@ def clip_by_global_norm(gradients: Mapping[str, Array], max_norm: float) -> floa
     Where the norm is NaN or infinite nothing is changed: the caller sees it and decides.
     """
     max_norm = as_number("clip_by_global_norm", "max_norm", max_norm, positive=True)
-    norm = global_norm(gradients)
-    if max_norm < norm < math.inf:
-        for gradient in gradients.values():
-            gradient *= max_norm / norm
+    arrays = _as_all_writable("clip_by_global_norm", gradients)
+    norm = norm_of(arrays)
+    scale_down(arrays, norm, max_norm)
     return norm
+
+
+def scale_down(arrays: Iterable[Array], norm: float, max_norm: float) -> None:
+    """What `clip_by_global_norm` does, for arrays that are known to have the norm `norm`."""
+    if max_norm < norm < math.inf:
+        for array in arrays:
+            array *= max_norm / norm
 
 
 def clip_by_value(gradients: Mapping[str, Array], limit: float) -> None:
     """Clip every element to [-limit, limit], in place. NaN stays NaN."""
     limit = as_number("clip_by_value", "limit", limit, positive=True)
-    for gradient in gradients.values():
-        np.clip(gradient, -limit, limit, out=gradient)
+    for gradient in _as_all_writable("clip_by_value", gradients):
+        bound = min(limit, float(np.finfo(gradient.dtype).max))  # a limit beyond the dtype would overflow
+        np.clip(gradient, -bound, bound, out=gradient)
+
+
+def _as_all_writable(owner: str, gradients: Any) -> list[Array]:
+    """The gradients of a mapping, all checked before the first is written into."""
+    named = as_mapping(owner, "gradients", gradients).items()
+    return [_as_writable(owner, f"gradient of {name}", value) for name, value in named]

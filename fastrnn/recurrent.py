@@ -14,24 +14,30 @@ from numpy.typing import DTypeLike
 from ._kernels import Map, Stack, Tape, Weights, empty
 from .arguments import (
     Array,
-    as_array,
+    Steps,
     as_choice,
     as_dtype,
+    as_engine_array,
     as_flag,
     as_fraction,
     as_generator,
-    as_lengths,
+    as_real,
     as_size,
     as_state,
+    as_steps,
     check_blas_sizes,
     check_ndim,
     check_shape,
 )
-from .base import Gradients, Layer, State
-from .cells import CELLS, FIELDS, Cell, as_map
+from .base import Gradients, Layer, State, draw_parameters
+from .cell_arguments import WEIGHTS
+from .cells import CELLS, Cell, as_map
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN"]
+
+#: Layers of one stack: far more than have ever been trained, and made in a fraction of a second.
+_MOST_LAYERS = 10_000
 
 
 class Recurrent(Layer):
@@ -56,7 +62,7 @@ class Recurrent(Layer):
         owner = type(self).__name__
         self.input_size = as_size(owner, "input_size", input_size)
         self.hidden_size = as_size(owner, "hidden_size", hidden_size)
-        self.num_layers = as_size(owner, "num_layers", num_layers)
+        self.num_layers = as_size(owner, "num_layers", num_layers, maximum=_MOST_LAYERS)
         self.bias = as_flag(owner, "bias", bias)
         self.batch_first = as_flag(owner, "batch_first", batch_first)
         self.bidirectional = as_flag(owner, "bidirectional", bidirectional)
@@ -69,16 +75,14 @@ class Recurrent(Layer):
         self.dtype = as_dtype(owner, dtype)
         self.rng = as_generator(owner, rng)
         check_blas_sizes(owner, **{"4*hidden_size": 4 * self.hidden_size})
-        self._parameters = {}
         bound = 1.0 / np.sqrt(self.hidden_size)
-        for name, shape in self._shapes():
-            self._parameters[name] = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
+        self._parameters = draw_parameters(owner, self._shapes(), bound, self.dtype, self.rng)
         names = [
             self._names(layer, direction)
             for layer in range(self.num_layers)
             for direction in range(self.num_directions)
         ]
-        arrays = [tuple(self._parameters.get(part.get(field, "")) for field in FIELDS) for part in names]
+        arrays = [tuple(self._parameters.get(part.get(field, "")) for field in WEIGHTS) for part in names]
         weights = Weights(arrays, owner=self._parameters)
         self._stack = Stack(self._cell.number, weights, self.num_directions)
 
@@ -104,9 +108,10 @@ class Recurrent(Layer):
         fields += ["weight_hr"] if self.proj_size else []
         return {field: field + suffix for field in fields}
 
-    def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name -> shape, layer-major."""
         rows, P = self._cell.gates * self.hidden_size, self._width
-        result = []
+        result: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
             shapes = {
                 "weight_ih": (rows, self.input_size if layer == 0 else self.output_size),
@@ -116,7 +121,7 @@ class Recurrent(Layer):
                 "weight_hr": (P, self.hidden_size),
             }
             for direction in range(self.num_directions):
-                result += [(name, shapes[field]) for field, name in self._names(layer, direction).items()]
+                result |= {name: shapes[field] for field, name in self._names(layer, direction).items()}
         return result
 
     def _lend(self) -> None:
@@ -128,7 +133,9 @@ class Recurrent(Layer):
 
     # -- the public calls: whatever shape the caller has, to time-major and back ------------------
 
-    def __call__(self, x: Any, state: State = None, *, lengths: Any = None) -> tuple[Array, State]:
+    def __call__(
+        self, x: Any, state: State = None, *, lengths: Any = None, mask: Any = None, reset: Any = None
+    ) -> tuple[Array, State]:
         """Run the layer at inference: keeps nothing, applies no dropout, safe from many threads at once.
 
         Parameters
@@ -139,11 +146,16 @@ class Recurrent(Layer):
             Initial state, as the one returned; None is zeros.
         lengths : integers (B,), optional
             Real steps of each row, in any order, 0 allowed. Costs only the real steps.
+        mask : booleans, laid out as x without its last axis, optional
+            Which steps are real. A step that is not is left out: y is zero there, and the state stays.
+        reset : booleans, laid out as mask, optional
+            Where an episode begins: before such a step, real or not, the state is zero, and no gradient
+            passes. The reverse direction is cut at the same place. Nothing beyond a row's length counts.
 
         Returns
         -------
         y : array (T, B, D*H), laid out as x
-            The top layer's output, zero past a row's length. D*P wide with a projection.
+            The top layer's output, zero where a step is not real. D*P wide with a projection.
         state : h (L*D, B, H), or for the LSTM the pair (h, c)
             Each row's state after its last real step; without B for an unbatched x.
 
@@ -152,15 +164,17 @@ class Recurrent(Layer):
         TypeError, ValueError
             Wrong dtype or kind; wrong shape or value. The message names the argument.
         """
-        if lengths is None and not self.batch_first:
+        if lengths is None and mask is None and reset is None and not self.batch_first:
             result = self._stack.call_exact(x, state)
             if result is not None:
                 return result
-        x, state, lengths, batched = self._accept(x, state, lengths)
-        y, state = self._infer(x, state, lengths)
+        x, state, batch, batched = self._accept(x, state, lengths, mask, reset)
+        y, state = self._run(x, state, batch)
         return self._give(y, batched), self._give_state(state, batched)
 
-    def forward(self, x: Any, state: State = None, *, lengths: Any = None) -> tuple[Array, State, Tape]:
+    def forward(
+        self, x: Any, state: State = None, *, lengths: Any = None, mask: Any = None, reset: Any = None
+    ) -> tuple[Array, State, Tape]:
         """As a call, with dropout, and the tape that `backward` needs.
 
         The tape refers to x (unless it had to be cast or copied) and to the parameters: change neither
@@ -172,13 +186,14 @@ class Recurrent(Layer):
         number of those. `backward` itself works in chunks of at most ``R = max(B, 512)`` row-steps and
         needs about ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1, whatever T is.
         """
-        if lengths is None and not self.batch_first and not self.dropout:
+        plain = lengths is None and mask is None and reset is None
+        if plain and not self.batch_first and not self.dropout:
             result = self._stack.keep_exact(x, state)
             if result is not None:
                 result[2].owner = self
                 return result
-        x, state, lengths, batched = self._accept(x, state, lengths)
-        y, state, tape = self._forward(x, state, lengths)
+        x, state, batch, batched = self._accept(x, state, lengths, mask, reset)
+        y, state, tape = self._keep(x, state, batch)
         tape.batched = batched
         return self._give(y, batched), self._give_state(state, batched), tape
 
@@ -207,7 +222,7 @@ class Recurrent(Layer):
                 return Gradients(result[0], result[1], self._name(result[2]))
         T, B, _ = tape.x.shape
         if dy is not None:
-            dy = as_array(owner, "dy", dy, self.dtype)
+            dy = as_engine_array(as_real(owner, "dy", dy), self.dtype)
             width, letters = self.output_size, "D*P" if self.proj_size else "D*H"
             if not batched:
                 check_shape(owner, "dy", dy, f"(T, {letters})", (T, width))
@@ -239,27 +254,30 @@ class Recurrent(Layer):
 
     # -- arguments --------------------------------------------------------------------------------
 
-    def _accept(self, x: Any, state: State, lengths: Any) -> tuple[Array, State, Array | None, bool]:
+    def _accept(
+        self, x: Any, state: State, lengths: Any, mask: Any, reset: Any
+    ) -> tuple[Array, State, Map | None, bool]:
         owner = type(self).__name__
-        x = as_array(owner, "x", x, self.dtype)
-        batch, time = ("(B, T, I)", 1) if self.batch_first else ("(T, B, I)", 0)
-        check_ndim(owner, "x", x, batch, "(T, I)")
+        x = as_real(owner, "x", x)
+        letters, layout = ("(B, T, I)", "(B, T)") if self.batch_first else ("(T, B, I)", "(T, B)")
+        check_ndim(owner, "x", x, letters, "(T, I)")
         if x.shape[-1] != self.input_size:
             raise ValueError(
                 f"{owner}: x has shape {x.shape}, "
-                f"expected {batch} or (T, I) with I = input_size = {self.input_size}"
+                f"expected {letters} or (T, I) with I = input_size = {self.input_size}"
             )
+        x = as_engine_array(x, self.dtype)
         batched = x.ndim == 3
         if not batched:
             if lengths is not None:
-                raise ValueError(f"{owner}: lengths needs a batched x, {batch}; x has shape {x.shape}")
-            x = x[:, None]
-        elif time:
+                raise ValueError(f"{owner}: lengths needs a batched x, {letters}; x has shape {x.shape}")
+            x, layout = x[:, None], "(T,)"
+        elif self.batch_first:
             x = x.transpose(1, 0, 2)
         T, B, _ = x.shape
         check_blas_sizes(owner, B=B)
-        lengths = as_lengths(owner, lengths, T, B)
-        return x, self._accept_state(owner, "state", state, B, batched), lengths, batched
+        batch = as_map(T, B, as_steps(owner, lengths, mask, reset, T, B, layout))
+        return x, self._accept_state(owner, "state", state, B, batched), batch, batched
 
     def _accept_state(self, owner: str, name: str, state: State, B: int, batched: bool) -> State:
         """h (L*D, B, P), or (h, c) with c (L*D, B, H), of the layer's dtype; zeros for what is None."""
@@ -290,31 +308,19 @@ class Recurrent(Layer):
 
     # -- the stack, time-major (the protocol of base.Layer) ---------------------------------------
 
-    def _begin(
-        self, x: Array, state: State, lengths: Array | None
-    ) -> tuple[Array, Array, Array | None, Array, Map | None]:
-        """What the engine takes: x (T, B, I), copies of h and c, an array for y, and the map of the batch."""
-        T, B, _ = x.shape
-        if state is None:
-            state = self._accept_state(type(self).__name__, "state", None, B, True)
-        h, c = state if self._cell.has_c else (state, None)
-        if x.dtype != self.dtype or (x.size and x.strides[-1] != x.itemsize):
-            x = np.ascontiguousarray(x, self.dtype)
-        return x, h.copy(), None if c is None else c.copy(), self._new_output(T, B), as_map(T, B, lengths)
-
-    def _new_output(self, T: int, B: int) -> Array:
-        """y (T, B, W), laid out as the caller has x."""
-        shape = (B, T, self.output_size) if self.batch_first else (T, B, self.output_size)
-        y = empty(shape, self.dtype)
-        return y.transpose(1, 0, 2) if self.batch_first else y
-
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
-        x, h, c, y, batch = self._begin(x, state, lengths)
+        return self._run(as_engine_array(x, self.dtype), state, _map_of(x, lengths))
+
+    def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Tape]:
+        return self._keep(as_engine_array(x, self.dtype), state, _map_of(x, lengths))
+
+    def _run(self, x: Array, state: State, batch: Map | None) -> tuple[Array, State]:
+        h, c, y = self._begin(x, state)
         self._stack.infer(x, h, c, y, batch)
         return y, h if c is None else (h, c)
 
-    def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Tape]:
-        x, h, c, y, batch = self._begin(x, state, lengths)
+    def _keep(self, x: Array, state: State, batch: Map | None) -> tuple[Array, State, Tape]:
+        h, c, y = self._begin(x, state)
         masks = None
         if self.dropout and self.num_layers > 1:
             N = x.shape[0] * x.shape[1] if batch is None else batch.N
@@ -325,16 +331,28 @@ class Recurrent(Layer):
         y.flags.writeable = False  # the tape has a view of it
         return y, h if c is None else (h, c), tape
 
+    def _begin(self, x: Array, state: State) -> tuple[Array, Array | None, Array]:
+        """Copies of h and c, which the engine turns into the final state, and an array for y."""
+        T, B, _ = x.shape
+        if state is None:
+            state = self._accept_state(type(self).__name__, "state", None, B, True)
+        h, c = state if self._cell.has_c else (state, None)
+        return h.copy(), None if c is None else c.copy(), self._new_sequence(T, B, self.output_size)
+
+    def _new_sequence(self, T: int, B: int, width: int) -> Array:
+        """An array (T, B, width), laid out as the caller has x."""
+        if self.batch_first:
+            return empty((B, T, width), self.dtype).transpose(1, 0, 2)
+        return empty((T, B, width), self.dtype)
+
     def _backward(self, tape: Tape, dy: Array | None, dstate: State) -> Gradients:
         T, B, I = tape.x.shape
         if dstate is None:
             dstate = self._accept_state(type(self).__name__, "dstate", None, B, True)
         dh, dc = dstate if self._cell.has_c else (dstate, None)
         dh, dc = dh.copy(), None if dc is None else dc.copy()
-        if dy is not None and (dy.dtype != self.dtype or (dy.size and dy.strides[-1] != dy.itemsize)):
-            dy = np.ascontiguousarray(dy, self.dtype)
-        dx = empty((B, T, I) if self.batch_first else (T, B, I), self.dtype)
-        dx = dx.transpose(1, 0, 2) if self.batch_first else dx
+        dy = None if dy is None else as_engine_array(dy, self.dtype)
+        dx = self._new_sequence(T, B, I)
         gradients = self._stack.back(tape, dy, dh, dc, dx)
         return Gradients(dx, dh if dc is None else (dh, dc), self._name(gradients))
 
@@ -342,6 +360,11 @@ class Recurrent(Layer):
         """What `Stack.back` gave for each layer and direction, by the parameters' names."""
         arrays = [array for direction in gradients for array in direction if array is not None]
         return dict(zip(self._parameters, arrays, strict=True))
+
+
+def _map_of(x: Array, lengths: Array | None) -> Map | None:
+    T, B = x.shape[:2]
+    return as_map(T, B, Steps(lengths))
 
 
 class RNN(Recurrent):

@@ -9,12 +9,13 @@ Every function works on one layer in one direction, time-major, in the dtype of 
     x (T, B, I)      y (T, B, H or P)    h (B, H or P)    c (B, H)    lengths (B,), 0 <= lengths <= T
     weight_ih (G, I)    weight_hh (G, H or P)    bias_ih, bias_hh (G,)    weight_hr (P, H)
 
-Row b has the steps 0 .. lengths[b] - 1. Past them y is 0, the state stays, and x is not looked at;
-``reverse`` takes the same steps from the last to the first, with y still in the order of x.
+Row b has the steps 0 .. lengths[b] - 1 where mask[t, b]. At others y is 0, the state stays, and x is not
+looked at. Where reset[t, b], the state is zero before step t. ``reverse`` takes the same steps from the last
+to the first, with y still in the order of x.
 A missing state is zeros, and so is a missing bias, dy, or part of dstate.
 
 There are three parts: the cells, one step each; the time loop that all of them share; the public
-functions, which put the two together. Nothing here writes into its arguments.
+functions, which check their arguments and put the two together. Nothing here writes into its arguments.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastrnn.arguments import Array
+from fastrnn.arguments import Array, as_choice, as_flag
 from fastrnn.base import Gradients, State
+from fastrnn.cell_arguments import Call, Sizes, as_call, as_output_gradient, as_states
 
 __all__ = [
     "gru",
@@ -238,54 +240,62 @@ class Tape(NamedTuple):
     parameters: Parameters
     given: Sequence[str]  #: the parameters that the caller passed; gradients are for these only
     steps: Sequence[int]  #: the steps t in the order in which they were taken
-    active: Array  #: (T, B) bool, t < lengths
+    active: Array  #: (T, B) bool, the real steps
+    fresh: Array  #: (T, B) bool, where the state is zero before the step
     saved: dict[int, Arrays]  #: by t: what the cell kept, the active rows only
-    input_size: int
-    state_shapes: tuple[tuple[int, ...], ...]
+    sizes: Sizes
 
 
-def scan(
-    cell: Cell,
-    x: Array,
-    state: Sequence[Array | None],
-    state_sizes: Sequence[int],
-    parameters: dict[str, Array | None],
-    lengths: Array | None,
-    reverse: bool,
-) -> tuple[Array, Arrays, Tape]:
+def begins(call: Call) -> Array:
+    """(T, B) bool: where the state is zero before a step; in reverse, before an episode's last one."""
+    T, B = call.sizes.T, call.sizes.B
+    reset = call.steps.reset
+    if reset is None:
+        return np.zeros((T, B), bool)
+    if call.steps.lengths is not None:
+        reset = reset & (np.arange(T)[:, None] < call.steps.lengths)
+    return np.roll(reset, -1, axis=0) & (np.arange(T)[:, None] < T - 1) if call.reverse else reset
+
+
+# NaN and infinity go through without a warning, as in `fastrnn.functional`.
+@np.errstate(over="ignore", invalid="ignore")
+def scan(cell: Cell, call: Call) -> tuple[Array, Arrays, Tape]:
     """Take every step; returns y, the last state and the tape."""
-    x = np.asarray(x)
-    T, B, input_size = x.shape
-    p = {name: np.asarray(value, x.dtype) for name, value in parameters.items() if value is not None}
-    given = tuple(p)
+    T, B, _, P, _ = call.sizes
+    x = call.x
+    p = {name: value.copy() for name, value in call.weights.items()}  # the caller may change them meanwhile
     no_bias = np.zeros(len(p["weight_ih"]), x.dtype)
     p = {"bias_ih": no_bias, "bias_hh": no_bias} | p
-    now = tuple(np.zeros((B, size), x.dtype) for size in state_sizes)
-    for value, initial in zip(now, state, strict=True):
-        value[...] = 0 if initial is None else initial
+    now = tuple(value.copy() for value in call.state)
 
-    steps = range(T)[::-1] if reverse else range(T)
-    active = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))
+    steps = range(T)[::-1] if call.reverse else range(T)
+    active = call.steps.real(T, B)
+    fresh = begins(call)
     saved = {}
-    y = np.zeros((T, *now[0].shape), x.dtype)
+    y = np.zeros((T, B, P), x.dtype)
     for t in steps:
         rows = active[t]
+        for value in now:
+            value[fresh[t]] = 0
         after, saved[t] = cell.step(p, x[t, rows], *(value[rows] for value in now))
         for value, new in zip(now, after, strict=True):
             value[rows] = new
         y[t, rows] = after[0]
-    return y, now, Tape(cell, p, given, steps, active, saved, input_size, tuple(s.shape for s in now))
+    return y, now, Tape(cell, p, tuple(call.weights), steps, active, fresh, saved, call.sizes)
 
 
-def scan_backward(tape: Tape, dy: Array | None, dstate: Sequence[Array | None]) -> Gradients:
+@np.errstate(over="ignore", invalid="ignore")
+def scan_backward(owner: str, cells: Sequence[Cell], tape: Any, dy: Any, dstate: Any) -> Gradients:
     """Backpropagation through time: the steps of `scan` from the last to the first."""
-    p = tape.parameters
+    if not isinstance(tape, Tape) or tape.cell not in cells:
+        raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
+    p, sizes, has_c = tape.parameters, tape.sizes, owner == "lstm"
     dtype = p["weight_ih"].dtype
-    dx = np.zeros((*tape.active.shape, tape.input_size), dtype)
+    dy = as_output_gradient(f"{owner}_backward", has_c, dy, sizes, dtype)
+    dstates = as_states(f"{owner}_backward", "dstate", has_c, dstate, sizes, dtype)
+    dx = np.zeros((sizes.T, sizes.B, sizes.I), dtype)
     dp = {name: np.zeros_like(value) for name, value in p.items()}
-    dnow = tuple(np.zeros(shape, dtype) for shape in tape.state_shapes)
-    for value, final in zip(dnow, dstate, strict=True):
-        value[...] = 0 if final is None else final
+    dnow = tuple(value.copy() for value in dstates)
 
     for t in tape.steps[::-1]:
         rows = tape.active[t]
@@ -296,9 +306,10 @@ def scan_backward(tape: Tape, dy: Array | None, dstate: Sequence[Array | None]) 
         )
         for value, new in zip(dnow, before, strict=True):
             value[rows] = new
+            value[tape.fresh[t]] = 0
         for name, value in dp_t.items():
             dp[name] += value
-    return Gradients(dx, dnow, {name: dp[name] for name in tape.given})
+    return Gradients(dx, dnow if has_c else dnow[0], {name: dp[name] for name in tape.given})
 
 
 # ---- the public functions -----------------------------------------------------------------------
@@ -314,19 +325,20 @@ def rnn_forward(
     *,
     nonlinearity: str = "tanh",
     lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `rnn`, and the tape that `rnn_backward` takes: y, h_n, tape."""
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    H = np.shape(weight_hh)[1]
-    y, (h_n,), tape = scan(RNN[nonlinearity], x, (state,), (H,), parameters, lengths, reverse)
+    cell = RNN[as_choice("rnn", "nonlinearity", nonlinearity, *RNN)]
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    y, (h_n,), tape = scan(cell, as_call("rnn", 1, False, x, state, weights, (lengths, mask, reset), reverse))
     return y, h_n, tape
 
 
 def rnn_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradients:
     """Gradients for x, h_0 and the parameters, from those for y (T, B, H) and h_n (B, H)."""
-    gradients = scan_backward(tape, dy, (dstate,))
-    return gradients._replace(state=gradients.state[0])
+    return scan_backward("rnn", list(RNN.values()), tape, dy, dstate)
 
 
 def rnn(
@@ -339,6 +351,8 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Simple recurrent network, equation (5).
@@ -352,7 +366,6 @@ def rnn(
     weight_ih, weight_hh, bias_ih, bias_hh : (H, I), (H, H), (H,), (H,) arrays
         The biases may be None.
     nonlinearity : {"tanh", "relu"}
-        KeyError for any other.
     lengths : (B,) integer array or None
         The number of steps of each row, None for T everywhere.
     reverse : bool
@@ -365,6 +378,11 @@ def rnn(
     h_n : (B, H) array
         h after the last step.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As in `fastrnn.functional`.
+
     Examples
     --------
     >>> import numpy as np
@@ -372,7 +390,13 @@ def rnn(
     >>> y.ravel().tolist(), h_n.tolist()
     ([1.0, 1.5, 1.75], [[1.75]])
     """
-    options: dict[str, Any] = {"nonlinearity": nonlinearity, "lengths": lengths, "reverse": reverse}
+    options: dict[str, Any] = {
+        "nonlinearity": nonlinearity,
+        "lengths": lengths,
+        "mask": mask,
+        "reset": reset,
+        "reverse": reverse,
+    }
     return rnn_forward(x, state, weight_ih, weight_hh, bias_ih, bias_hh, **options)[:2]
 
 
@@ -386,14 +410,15 @@ def lstm_forward(
     weight_hr: Array | None = None,
     *,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array], Tape]:
     """As `lstm`, and the tape that `lstm_backward` takes: y, (h_n, c_n), tape."""
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    parameters["weight_hr"] = weight_hr
-    state = (None, None) if state is None else state
-    sizes = np.shape(weight_hh)[1], np.shape(weight_hh)[0] // 4
-    y, (h_n, c_n), tape = scan(LSTM, x, state, sizes, parameters, lengths, reverse)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    y, (h_n, c_n), tape = scan(
+        LSTM, as_call("lstm", 4, True, x, state, weights, (lengths, mask, reset), reverse)
+    )
     return y, (h_n, c_n), tape
 
 
@@ -402,7 +427,7 @@ def lstm_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradien
 
     dy is (T, B, H or P); dstate is (dh_n, dc_n), (B, H or P) and (B, H).
     """
-    return scan_backward(tape, dy, (None, None) if dstate is None else dstate)
+    return scan_backward("lstm", [LSTM], tape, dy, dstate)
 
 
 def lstm(
@@ -415,6 +440,8 @@ def lstm(
     weight_hr: Array | None = None,
     *,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Long short-term memory, equations (7) to (9); gate rows in the order i, f, g, o.
@@ -429,7 +456,7 @@ def lstm(
         The biases may be None.
     weight_hr : (P, H) array or None
         The projection, if there is one.
-    lengths, reverse
+    lengths, mask, reset, reverse
         As in `rnn`.
 
     Returns
@@ -449,7 +476,7 @@ def lstm(
     >>> c_n.tolist()
     [[7.0]]
     """
-    options: dict[str, Any] = {"lengths": lengths, "reverse": reverse}
+    options: dict[str, Any] = {"lengths": lengths, "mask": mask, "reset": reset, "reverse": reverse}
     return lstm_forward(x, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, **options)[:2]
 
 
@@ -463,19 +490,20 @@ def gru_forward(
     *,
     reset_after: bool = True,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `gru`, and the tape that `gru_backward` takes: y, h_n, tape."""
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    H = np.shape(weight_hh)[1]
-    y, (h_n,), tape = scan(GRU[bool(reset_after)], x, (state,), (H,), parameters, lengths, reverse)
+    cell = GRU[as_flag("gru", "reset_after", reset_after)]
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, None)
+    y, (h_n,), tape = scan(cell, as_call("gru", 3, False, x, state, weights, (lengths, mask, reset), reverse))
     return y, h_n, tape
 
 
 def gru_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradients:
     """Gradients for x, h_0 and the parameters, from those for y (T, B, H) and h_n (B, H)."""
-    gradients = scan_backward(tape, dy, (dstate,))
-    return gradients._replace(state=gradients.state[0])
+    return scan_backward("gru", list(GRU.values()), tape, dy, dstate)
 
 
 def gru(
@@ -488,6 +516,8 @@ def gru(
     *,
     reset_after: bool = True,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Gated recurrent unit, equations (14) or (18); gate rows in the order r, z, n.
@@ -502,7 +532,7 @@ def gru(
         The biases may be None.
     reset_after : bool
         Whether the reset gate multiplies W_hn h + b_hn, (14), or h before that product, (18).
-    lengths, reverse
+    lengths, mask, reset, reverse
         As in `rnn`.
 
     Returns
@@ -521,5 +551,11 @@ def gru(
     >>> y.ravel().tolist()
     [0.5, 0.25, 0.125]
     """
-    options: dict[str, Any] = {"reset_after": reset_after, "lengths": lengths, "reverse": reverse}
+    options: dict[str, Any] = {
+        "reset_after": reset_after,
+        "lengths": lengths,
+        "mask": mask,
+        "reset": reset,
+        "reverse": reverse,
+    }
     return gru_forward(x, state, weight_ih, weight_hh, bias_ih, bias_hh, **options)[:2]

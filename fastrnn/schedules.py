@@ -7,48 +7,38 @@ It holds no state of its own: a run that resumes at update k goes on with ``sche
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
-from .arguments import as_flag, as_size, make_by_name
+from .arguments import as_flag, as_list, as_size, make_by_name, show
+from .arguments import as_number as as_number  # callbacks.py has it from here
 
 __all__ = ["Constant", "CosineDecay", "ExponentialDecay", "Schedule", "StepDecay", "from_config", "get"]
 
 
-def as_number(owner: str, name: str, value: Any, *, positive: bool = False) -> float:
-    """A finite number of at least 0, or above it; TypeError or ValueError names the argument."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{owner}: {name} is {value!r}, expected a number")
-    number = value if isinstance(value, int) else float(value)
-    if not 0 <= number <= sys.float_info.max or (positive and number == 0):
-        raise ValueError(
-            f"{owner}: {name} is {value}, expected a finite number {'>' if positive else '>='} 0"
-        )
-    return float(number)
-
-
 class Schedule:
-    """Base of all schedules: ``schedule(step) -> float``."""
+    """Base of all schedules: ``schedule(step) -> float``. A subclass writes `_rate`."""
 
     name: ClassVar[str]
     _options: ClassVar[tuple[str, ...]]
     initial: float
 
     def __call__(self, step: int) -> float:
-        """The learning rate of update `step`, counted from 0."""
-        raise NotImplementedError
+        """The learning rate of update `step`, counted from 0.
 
-    def _decayed(self, factor: float, exponent: float) -> float:
-        """``initial * factor ** exponent``; ValueError where a factor above 1 has made that infinite."""
+        ValueError where a factor above 1 has made it infinite.
+        """
+        owner = type(self).__name__
+        step = as_size(owner, "step", step, minimum=0, maximum=2**63 - 1)
         try:
-            return as_number(type(self).__name__, "the learning rate", self.initial * factor**exponent)
-        except OverflowError:
-            raise ValueError(
-                f"{type(self).__name__}: the learning rate {self.initial} * {factor} ** {exponent} overflows"
-            ) from None
+            rate = self._rate(step)
+        except OverflowError:  # of a power; a product becomes infinite
+            rate = math.inf
+        return as_number(owner, f"the learning rate of update {step}", rate)
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of update `step`; it may be infinite."""
+        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """The schedule as JSON values; `from_config` makes it again."""
@@ -80,7 +70,7 @@ class Constant(Schedule):
     def __init__(self, initial: float) -> None:
         self.initial = as_number("Constant", "initial", initial)
 
-    def __call__(self, step: int) -> float:
+    def _rate(self, step: int) -> float:
         return self.initial
 
 
@@ -113,9 +103,9 @@ class ExponentialDecay(Schedule):
         self.rate = as_number("ExponentialDecay", "rate", rate)
         self.staircase = as_flag("ExponentialDecay", "staircase", staircase)
 
-    def __call__(self, step: int) -> float:
+    def _rate(self, step: int) -> float:
         exponent = step // self.decay_steps if self.staircase else step / self.decay_steps
-        return self._decayed(self.rate, exponent)
+        return float(self.initial * self.rate**exponent)
 
 
 class CosineDecay(Schedule):
@@ -152,7 +142,7 @@ class CosineDecay(Schedule):
                 f"CosineDecay: warmup_steps is {warmup_steps}, expected less than steps = {steps}"
             )
 
-    def __call__(self, step: int) -> float:
+    def _rate(self, step: int) -> float:
         if step < self.warmup_steps:
             return self.initial * (step + 1) / self.warmup_steps
         if step >= self.steps:
@@ -185,16 +175,15 @@ class StepDecay(Schedule):
 
     def __init__(self, initial: float, boundaries: Sequence[int], factor: float = 0.1) -> None:
         self.initial = as_number("StepDecay", "initial", initial)
-        if isinstance(boundaries, str) or not isinstance(boundaries, Iterable):
-            raise TypeError(f"StepDecay: boundaries is {boundaries!r}, expected a list of integers")
-        self.boundaries = [as_size("StepDecay", "boundaries", step, minimum=0) for step in boundaries]
+        steps = as_list("StepDecay", "boundaries", boundaries, "a list of integers")
+        self.boundaries = [as_size("StepDecay", "boundaries", step, minimum=0) for step in steps]
         self.factor = as_number("StepDecay", "factor", factor)
         if self.boundaries != sorted(self.boundaries):
-            raise ValueError(f"StepDecay: boundaries is {self.boundaries}, expected an ascending list")
+            raise ValueError(f"StepDecay: boundaries is {show(self.boundaries)}, expected an ascending list")
 
-    def __call__(self, step: int) -> float:
+    def _rate(self, step: int) -> float:
         passed = sum(step >= boundary for boundary in self.boundaries)
-        return self._decayed(self.factor, passed)
+        return self.initial * self.factor**passed
 
 
 _SCHEDULES: dict[str, type[Schedule]] = {

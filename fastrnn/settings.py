@@ -23,6 +23,7 @@ import scipy
 import scipy.linalg.cython_blas as _cython_blas
 
 from . import _kernels
+from .arguments import as_size
 from .version import __version__
 
 
@@ -81,13 +82,10 @@ def set_num_threads(n: int) -> None:
     TypeError, ValueError
         `n` is no integer, or not from 1 to 1024.
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-        raise TypeError(f"set_num_threads: n is {n!r}, expected an integer")
-    if not 1 <= n <= _kernels.MOST_THREADS:
-        raise ValueError(f"set_num_threads: n is {n}, expected 1 <= n <= {_kernels.MOST_THREADS}")
-    _kernels.use_threads(int(n))
+    n = as_size("set_num_threads", "n", n, maximum=_kernels.MOST_THREADS)
+    _kernels.use_threads(n)
     if not _kernels.is_fused():
-        _blas().set(int(n))
+        _blas().set(n)
 
 
 def get_num_threads() -> int:

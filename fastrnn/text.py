@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import as_fraction, as_size
+from .arguments import as_fraction, as_ids, as_real, as_size, check_ndim, show
 
 Ids = NDArray[np.int32]
 _TextOrIds = TypeVar("_TextOrIds", str, NDArray[Any])
@@ -29,7 +29,7 @@ class Tokenizer:
 
     def __init__(self, unknown: str | None = None) -> None:
         if unknown is not None and not isinstance(unknown, str):
-            raise TypeError(f"{type(self).__name__}: unknown is {unknown!r}, expected a string or None")
+            raise TypeError(f"{type(self).__name__}: unknown is {show(unknown)}, expected a string or None")
         if unknown == "":
             raise ValueError(f"{type(self).__name__}: unknown is '', expected at least one character")
         self.unknown = unknown
@@ -68,16 +68,8 @@ class Tokenizer:
         ``decode(encode(text)) == text`` for every text whose tokens are in the vocabulary.
         """
         owner = f"{type(self).__name__}.decode"
-        array = np.atleast_1d(np.asarray(ids))
-        if array.size == 0:
-            return ""
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"{owner}: ids has dtype {array.dtype}, expected integers")
-        if array.ndim != 1:
-            raise ValueError(f"{owner}: ids has shape {array.shape}, expected one dimension")
-        if array.min() < 0 or array.max() >= self.vocab_size:
-            worst = array.min() if array.min() < 0 else array.max()
-            raise ValueError(f"{owner}: ids holds {worst}, expected 0 <= id < vocab_size = {self.vocab_size}")
+        array = np.atleast_1d(as_ids(owner, "ids", ids, self.vocab_size, "vocab_size"))
+        check_ndim(owner, "ids", array, "(N)")
         return "".join([self._tokens[i] for i in array.tolist()])
 
     def to_json(self) -> str:
@@ -300,7 +292,7 @@ def language_model_rows(ids: ArrayLike, batch_size: int) -> tuple[Ids, Ids]:
     Parameters
     ----------
     ids : array_like of int, shape (N,)
-        The token ids of the text.
+        The token ids of the text, 0 <= id < 2**31.
     batch_size : int
         The number of rows B.
 
@@ -317,15 +309,12 @@ def language_model_rows(ids: ArrayLike, batch_size: int) -> tuple[Ids, Ids]:
     ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
     """
     batch_size = as_size("language_model_rows", "batch_size", batch_size)
-    array = np.asarray(ids)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"language_model_rows: ids has dtype {array.dtype}, expected integers")
-    if array.ndim != 1:
-        raise ValueError(f"language_model_rows: ids has shape {array.shape}, expected one dimension")
+    array = as_ids("language_model_rows", "ids", ids, 2**31, "2**31")
+    check_ndim("language_model_rows", "ids", array, "(N)")
     steps = (len(array) - 1) // batch_size
     if steps < 1:
         raise ValueError(
-            f"language_model_rows: {len(array)} tokens are too few for batch_size = {batch_size}, "
+            f"language_model_rows: ids has {len(array)} tokens, too few for batch_size = {batch_size}: "
             f"expected at least {batch_size + 1}"
         )
     array = array.astype(np.int32)
@@ -339,17 +328,21 @@ def split_text(text: _TextOrIds, validation: float = 0.1) -> tuple[_TextOrIds, _
 
     Parameters
     ----------
-    text : str or ndarray
-        The whole.
+    text : str or array_like
+        The whole; of an array, the first axis is cut.
     validation : float, default 0.1
         The fraction to hold out, in [0, 1).
 
     Returns
     -------
-    training, validation : like `text`
+    training, validation : str or ndarray
         ``int(len(text) * (1 - validation))`` leading items, and the rest.
     """
     fraction = as_fraction("split_text", "validation", validation)
+    if not isinstance(text, str):
+        text = as_real("split_text", "text", text)
+        if text.ndim == 0:
+            raise ValueError("split_text: text has shape (), expected a string or an array (N, ...)")
     # 1 - 0.1 is a hair below 0.9: round to what was meant.
     cut = int(round(len(text) * (1.0 - fraction), 6))
     return text[:cut], text[cut:]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import schedules
-from .arguments import Array, as_size
+from .arguments import Array, as_flag, as_list, as_size, is_integer, show
 from .base import State
 from .callbacks import Callback, History
 from .checkpoint import Path, as_path, check_like, read_file, write_file
@@ -98,10 +98,9 @@ class CheckpointPlan:
             if self.every < timedelta(0):
                 raise ValueError(f"fit: checkpoint_every is {self.every}, expected a positive time")
         elif self.every is not None:
-            if isinstance(self.every, bool) or not isinstance(self.every, (int, np.integer)):
-                raise TypeError(
-                    f"fit: checkpoint_every is {self.every!r}, expected an integer or a datetime.timedelta"
-                )
+            if not is_integer(self.every):
+                expected = "an integer or a datetime.timedelta"
+                raise TypeError(f"fit: checkpoint_every is {show(self.every)}, expected {expected}")
             as_size("fit", "checkpoint_every", self.every)
 
 
@@ -109,22 +108,20 @@ def _as_callbacks(callbacks: Any) -> list[Callback]:
     """A list of them from an iterable, a single one or None."""
     if callbacks is None or isinstance(callbacks, Callback):
         return [] if callbacks is None else [callbacks]
-    if not isinstance(callbacks, Iterable):
-        raise TypeError(f"fit: callbacks is {callbacks!r}, expected a list of Callback objects")
-    result = list(callbacks)
+    result = as_list("fit", "callbacks", callbacks, "a list of Callback objects")
     for index, callback in enumerate(result):
         if not isinstance(callback, Callback):
-            raise TypeError(f"fit: callbacks[{index}] is {callback!r}, expected a Callback object")
+            raise TypeError(f"fit: callbacks[{index}] is {show(callback)}, expected a Callback object")
     return result
 
 
 def _as_verbose(verbose: Any) -> int:
     if isinstance(verbose, str) and verbose == "auto":
         return 1
-    if not isinstance(verbose, (int, np.integer)):
-        raise TypeError(f"fit: verbose is {verbose!r}, expected 0, 1, 2 or 'auto'")
+    if not (is_integer(verbose) or isinstance(verbose, (bool, np.bool_))):
+        raise TypeError(f"fit: verbose is {show(verbose)}, expected 0, 1, 2 or 'auto'")
     if not 0 <= verbose <= 2:
-        raise ValueError(f"fit: verbose is {verbose!r}, expected 0, 1, 2 or 'auto'")
+        raise ValueError(f"fit: verbose is {show(verbose)}, expected 0, 1, 2 or 'auto'")
     return int(verbose)
 
 
@@ -152,7 +149,7 @@ class Run:
         self.epochs = as_size("fit", "epochs", epochs, minimum=0)
         self.batch_size = as_size("fit", "batch_size", batch_size)
         self.callbacks = _as_callbacks(callbacks)
-        self.shuffle = bool(shuffle)
+        self.shuffle = as_flag("fit", "shuffle", shuffle)
         self.truncate = truncate
         self.verbose = _as_verbose(verbose)
         self.plan = checkpoint

@@ -1,4 +1,4 @@
-"""Ctrl-C during one long call of a kernel: it ends in the middle, with KeyboardInterrupt."""
+"""Ctrl-C during one long call of a layer: it ends in the middle, with KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from fastrnn import _kernels, sequence
+from fastrnn import _kernels, cells
 
 T, H = 200_000, 256  # seconds of work
 
@@ -16,10 +16,10 @@ T, H = 200_000, 256  # seconds of work
 @pytest.fixture
 def problem():
     zeros = np.zeros((H, H), "f4")
-    cell = sequence.CELLS["rnn_tanh"]
-    weights = _kernels.Weights(cell.number, zeros, zeros)
-    x = np.zeros((T, H), "f4")
-    return weights, False, sequence.Packing(T, 1).offsets, x, np.zeros((1, H), "f4"), None
+    stack = _kernels.Stack(
+        cells.CELLS["rnn_tanh"].number, _kernels.Weights([(zeros, zeros, None, None, None)]), 1
+    )
+    return stack, np.zeros((T, 1, H), "f4"), np.zeros((1, 1, H), "f4"), np.full((T, 1, H), np.nan, "f4")
 
 
 def interrupted(call):
@@ -31,19 +31,19 @@ def interrupted(call):
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("forward", [_kernels.forward, _kernels.keep])
-def test_forward(problem, forward):
-    y = np.full((T, H), np.nan, "f4")
-    interrupted(lambda: forward(*problem, y))
+@pytest.mark.parametrize("way", ["infer", "keep"])
+def test_forward(problem, way):
+    stack, x, h, y = problem
+    interrupted(lambda: getattr(stack, way)(x, h, None, y))
     assert not np.isnan(y[0]).any(), "it had begun"
     assert np.isnan(y[-1]).all(), "it had not ended"
 
 
 @pytest.mark.usefixtures("engine")
 def test_backward(problem):
-    *_, x, h, c = problem
-    kept = _kernels.Kept(*problem, x)
-    dx = np.full((T, H), np.nan, "f4")
-    interrupted(lambda: _kernels.back(kept, None, h, c, dx))
+    stack, x, h, y = problem
+    tape = stack.keep(x, h, None, y)
+    dx = np.full((T, 1, H), np.nan, "f4")
+    interrupted(lambda: stack.back(tape, None, h, None, dx))
     assert not np.isnan(dx[-1]).any(), "it had begun"
     assert np.isnan(dx[0]).all(), "it had not ended"

@@ -230,8 +230,8 @@ SPARSE = SparseCategoricalCrossentropy()
         (ValueError, lambda: MeanSquaredError()(1.0, 1.0), r"y_pred has shape \(\), expected \(..., F\)"),
         (TypeError, lambda: MeanSquaredError()(P + 1j, P), "y_pred has dtype complex128"),
         (TypeError, lambda: CategoricalCrossentropy()(P, P.astype(str)), "y_true has dtype <U"),
-        (ValueError, lambda: SPARSE(P, [[0], [1]]), r"y_true has shape \(2, 1\), expected \(2,\)"),
-        (TypeError, lambda: SPARSE(P, [0.0, 1.0]), "y_true has dtype float64, expected an integer dtype"),
+        (ValueError, lambda: SPARSE(P, [[0], [1]]), r"y_true has shape \(2, 1\), expected .* \(2,\)"),
+        (TypeError, lambda: SPARSE(P, [0.0, 1.0]), "y_true has dtype float64, expected integers"),
         (ValueError, lambda: SPARSE(P, [0, 3]), "y_true has id 3, expected 0 <= id < V = 3"),
         (ValueError, lambda: SPARSE(P, [5, -2]), "y_true has id -2"),
         (

@@ -362,10 +362,10 @@ X, Y = tokens()
         ({"y": Y[:, :4]}, ValueError, r"fit: y has shape \(5, 4\)"),
         ({"y": Y[..., None]}, ValueError, r"fit: y has shape \(5, 8, 1\)"),
         ({"y": Y * 1.0}, TypeError, "fit: y has dtype float64"),
-        ({"y": Y + 6}, ValueError, "fit: y has the id 11, expected class numbers"),
+        ({"y": Y + 6}, ValueError, "fit: y has id 11, expected 0 <= id < the width of the output = 6"),
         ({"x": X[0]}, ValueError, r"fit: x has shape \(8,\), expected"),
         ({"x": X * 1.0}, TypeError, "fit: x has dtype float64"),
-        ({"x": X + 6}, ValueError, "fit: x has the id 11, expected token ids"),
+        ({"x": X + 6}, ValueError, "fit: x has id 11, expected 0 <= id < input_dim = 6"),
         ({"x": X[:0], "y": Y[:0]}, ValueError, "at least one sample"),
         ({"x": X[:, :0], "y": Y[:, :0]}, ValueError, "no real steps"),
         ({"lengths": [0] * 5}, ValueError, "no real steps"),
@@ -390,8 +390,8 @@ X, Y = tokens()
         ({"checkpoint": ""}, ValueError, "fit: checkpoint is ''"),
         ({"checkpoint": "a", "checkpoint_every": 1.5}, TypeError, "timedelta"),
         ({"validation_data": (X, None)}, TypeError, "fit: validation_data: y is None"),
-        ({"validation_data": (X + 6, Y)}, ValueError, "fit: validation_data: x has the id"),
-        ({"validation_data": (X, Y + 6)}, ValueError, "fit: validation_data: y has the id"),
+        ({"validation_data": (X + 6, Y)}, ValueError, "fit: validation_data: x has id"),
+        ({"validation_data": (X, Y + 6)}, ValueError, "fit: validation_data: y has id"),
         ({"validation_data": X}, TypeError, "validation_data is not"),
         ({"validation_data": (X, Y[:4])}, ValueError, r"fit: validation_data: y has shape"),
     ],
@@ -454,7 +454,7 @@ def test_ids_past_the_lengths_are_not_looked_at(rng):
         results.append((model.evaluate(ids, y, lengths=lengths), model.predict(ids, lengths=lengths)))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
-    with pytest.raises(ValueError, match="predict: x has the id -1"):
+    with pytest.raises(ValueError, match="predict: x has id -1"):
         model.predict(padded)
 
 

@@ -174,23 +174,23 @@ FROZEN.setflags(write=False)
         (ValueError, lambda: Adam(epsilon=0), "Adam: epsilon is 0, expected a finite number > 0"),
         (ValueError, lambda: SGD().step(W, {}), r"gradients lack \['w'\]"),
         (ValueError, lambda: SGD().step(W, {**W, "b": W["w"]}), r"have \['b'\] that are no parameters"),
-        (ValueError, lambda: SGD().step(W, {"w": np.zeros(4)}), r"w has shape \(4,\), expected \(3,\)"),
+        (ValueError, lambda: SGD().step(W, {"w": np.zeros(4)}), r"of w has shape \(4,\), expected .* \(3,\)"),
         (TypeError, lambda: SGD().step(W, {"w": np.zeros(3, np.float32)}), "dtype float32, expected float64"),
-        (ValueError, lambda: SGD().step({"w": np.zeros(6)[::2]}, W), "isn't C-contiguous and writable"),
-        (ValueError, lambda: SGD().step({"w": FROZEN}, W), "isn't C-contiguous and writable"),
-        (ValueError, lambda: SGD().load_state_dict({}), "iterations is None"),
+        (ValueError, lambda: SGD().step({"w": np.zeros(6)[::2]}, W), "w isn't C-contiguous"),
+        (ValueError, lambda: SGD().step({"w": FROZEN}, W), "w is read-only"),
+        (ValueError, lambda: SGD().load_state_dict({}), r"missing entries \['iterations'\]"),
         (ValueError, lambda: SGD().load_state_dict({"iterations": -1}), "expected one integer >= 0"),
         (
             ValueError,
             lambda: Adam().load_state_dict({"iterations": 1, "m/w": [0.0]}),
-            r"missing slots \['v/w'\]",
+            r"missing entries \['v/w'\]",
         ),
         (
             ValueError,
             lambda: SGD().load_state_dict({"iterations": 1, "m/w": [0.0]}),
-            r"unexpected slots \['m/w'\]",
+            r"unexpected entries \['m/w'\]",
         ),
-        (ValueError, lambda: RMSprop().load_state_dict({"iterations": 1, "v/w": [1]}), "v/w has dtype int64"),
+        (TypeError, lambda: RMSprop().load_state_dict({"iterations": 1, "v/w": [1]}), "v/w has dtype int64"),
     ],
 )
 def test_errors(error, call, message):
@@ -206,10 +206,59 @@ def test_a_refused_step_changes_nothing():
     assert parameters["a"].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam", "adamw"])
+def test_a_gradient_that_is_not_finite_changes_nothing(kind, number):
+    optimizer = optimizers.get(kind)
+    parameters = {"a": np.ones(3), "b": np.ones((2, 2), np.float32)}
+    optimizer.step(parameters, {name: np.ones_like(value) for name, value in parameters.items()})
+    before = {name: value.copy() for name, value in parameters.items()}
+    state = optimizer.state_dict()
+    gradients = {name: np.ones_like(value) for name, value in parameters.items()}
+    gradients["b"][1, 0] = number
+    with pytest.raises(ValueError, match="gradient of b holds NaN or infinity"):
+        optimizer.step(parameters, gradients)
+    for name, value in parameters.items():
+        np.testing.assert_array_equal(value, before[name])
+    assert state.keys() == optimizer.state_dict().keys()
+    for name, value in optimizer.state_dict().items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+def test_gradients_whose_sum_overflows_are_finite():
+    parameters, gradient = {"w": np.zeros(4, np.float32)}, np.full(4, 3e38, np.float32)
+    SGD(1.0).step(parameters, {"w": gradient})
+    np.testing.assert_array_equal(parameters["w"], -gradient)
+
+
+def test_a_refused_step_makes_no_slots():
+    optimizer = Adam()
+    with pytest.raises(ValueError, match="gradient of b has shape"):
+        optimizer.step({"a": np.ones(2), "b": np.ones(2)}, {"a": np.ones(2), "b": np.ones(3)})
+    assert optimizer.state_dict().keys() == {"iterations"}
+
+
+@pytest.mark.parametrize("clip", [optimizers.clip_by_value, optimizers.clip_by_global_norm])
+def test_clipping_checks_all_gradients_before_it_writes(clip):
+    frozen = np.full(2, 9.0)
+    frozen.setflags(write=False)
+    for wrong, error in ((frozen, ValueError), (np.array([9]), TypeError), ([9.0], TypeError)):
+        gradients = {"a": np.full(2, 9.0), "b": wrong}
+        with pytest.raises(error, match=f"{clip.__name__}: gradient of b "):
+            clip(gradients, 1.0)
+        assert gradients["a"].tolist() == [9.0, 9.0]
+
+
+def test_a_limit_beyond_the_dtype_clips_nothing():
+    gradients = {"w": np.array([3e38, -3e38], np.float32)}
+    optimizers.clip_by_value(gradients, 1e300)
+    assert gradients["w"].tolist() == np.array([3e38, -3e38], np.float32).tolist()
+
+
 def test_slots_of_another_shape_are_refused():
     optimizer = Adam()
     optimizer.load_state_dict({"iterations": 1, "m/w": np.zeros(4), "v/w": np.zeros(4)})
-    with pytest.raises(ValueError, match=r"m/w has shape \(4,\), expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"m/w has shape \(4,\), expected .* \(3,\)"):
         optimizer.step({"w": np.zeros(3)}, {"w": np.zeros(3)})
 
 
