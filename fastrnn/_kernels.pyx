@@ -130,6 +130,7 @@ cdef extern from "threads.h" nogil:
     ctypedef struct Poll "fastrnn_poll":
         int (*ask)(void *) except -1 nogil
         void *context
+    uint64_t fastrnn_current_mode()
     uint64_t fastrnn_flush_denormals()
     void fastrnn_restore_mode(uint64_t)
 
@@ -323,13 +324,15 @@ def cell_shapes():
 # --- Ctrl-C -------------------------------------------------------------------------------------------
 
 cdef struct Watch:
-    double last      # when signals were looked for
+    double last      # when signals were looked for; 0 before the first look at the clock
     uint64_t mode    # the caller's floating-point mode
 
 
 cdef inline int look_for_signals(Watch *watch) except -1 nogil:
     """Ten times a second a long call takes the GIL to see whether Ctrl-C waits; it raises then."""
     cdef double now = fastrnn_seconds()
+    if watch.last == 0:
+        watch.last = now
     if now - watch.last < 0.1:
         return 0
     watch.last = now
@@ -1076,16 +1079,13 @@ cdef class Stack:
         cdef Memory workspace = Memory()
         cdef Watch watch
         cdef fastrnn_status status
-        cdef uint64_t mode
         fastrnn_call_sizes(self.stack, call, FASTRNN_BACKWARD if backward else FASTRNN_FORWARD, NULL,
                            &call.workspace_size)
         call.workspace = workspace.reserve(call.workspace_size)
-        mode = fastrnn_flush_denormals()
-        watch = Watch(fastrnn_seconds(), mode)
+        watch = Watch(0, fastrnn_current_mode())
         call.poll, call.poll_context = ask_for_signals, &watch
         with nogil:
             status = fastrnn_backward(self.stack, call) if backward else fastrnn_forward(self.stack, call)
-        fastrnn_restore_mode(mode)
         return raise_stopped() if status == FASTRNN_STOPPED else 0
 
     # -- the short way: arguments that are exactly right need no other check; None for all others
@@ -1214,6 +1214,7 @@ cdef class Stepper:
     cdef readonly Py_ssize_t steps  # that have been taken
     cdef readonly object h, c       # the state, and copies from before the last step
     cdef object h_before, c_before
+    cdef size_t h_bytes, c_bytes
     cdef readonly object x
     cdef object y, lent, lent_row  # y is never given away, only views of it
     cdef Memory workspace
@@ -1226,6 +1227,7 @@ cdef class Stepper:
         self.h = np.zeros((stack.count, rows, P), dtype)
         self.c = np.zeros((stack.count, rows, stack.H), dtype) if stack.has_c else None
         self.h_before, self.c_before = self.h.copy(), None if self.c is None else self.c.copy()
+        self.h_bytes, self.c_bytes = self.h.nbytes, 0 if self.c is None else self.c.nbytes
         self.x, self.y = np.zeros((rows, stack.I), dtype), np.zeros((rows, P), dtype)
         self.workspace = Memory()
         stack.open(&self.call, self.x[np.newaxis], self.y[np.newaxis], None)
@@ -1260,16 +1262,14 @@ cdef class Stepper:
         """One step of what `x` holds; the state is as before if it is interrupted."""
         cdef Watch watch
         cdef fastrnn_status status
-        cdef uint64_t mode
         self.stack.weights.attach(self.stack.stack, &self.call, False)
-        self.copy_state(self.h, self.h_before)
-        self.copy_state(self.c, self.c_before)
-        mode = fastrnn_flush_denormals()
-        watch = Watch(fastrnn_seconds(), mode)
+        memcpy(data(self.h_before), self.call.h_n, self.h_bytes)
+        if self.c_bytes:
+            memcpy(data(self.c_before), self.call.c_n, self.c_bytes)
+        watch = Watch(0, fastrnn_current_mode())
         self.call.poll, self.call.poll_context = ask_for_signals, &watch
         with nogil:
             status = fastrnn_forward(self.stack.stack, &self.call)
-        fastrnn_restore_mode(mode)
         if status == FASTRNN_STOPPED:
             self.put_back()
             return raise_stopped()
@@ -1282,12 +1282,9 @@ cdef class Stepper:
         self.steps -= 1
 
     cdef void put_back(self):
-        self.copy_state(self.h_before, self.h)
-        self.copy_state(self.c_before, self.c)
-
-    cdef void copy_state(self, source, target):
-        if source is not None:
-            memcpy(data(target), data(source), cnp.PyArray_NBYTES(<cnp.ndarray>source))
+        memcpy(self.call.h_n, data(self.h_before), self.h_bytes)
+        if self.c_bytes:
+            memcpy(self.call.c_n, data(self.c_before), self.c_bytes)
 
     cdef object as_made(self, view, bint row):
         """`view` of y, or of its only row, unless the caller, who may have it, has given it another form."""
@@ -1367,7 +1364,7 @@ def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
     if not K:
         c[...] = 0
         return
-    watch = Watch(fastrnn_seconds(), fastrnn_flush_denormals())
+    watch = Watch(0, fastrnn_flush_denormals())
     poll = Poll(ask_for_signals, &watch)
     try:
         if fused and single:

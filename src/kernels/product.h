@@ -62,7 +62,8 @@ typedef struct product_t {
     fastrnn_size ld_to;
     /* Where the columns are in `to` and `from`: of the v-th vector, counted from block 0 of the first units, at
      * column[v]; of the units of vector u, that and u*stride. In a plain matrix v*LANES, and LANES. */
-    fastrnn_size stride, column[MOST_COLUMNS];
+    fastrnn_size stride;
+    const fastrnn_size *column; /* (MOST_COLUMNS,) */
     int sums;    /* `to` has room for whole vectors, whatever `units` is; else there is one block */
     /* Rows from first_row on share a pass; meanwhile the next panel, up or down, is fetched into the second-level
      * cache, a part with each tile. */
@@ -70,17 +71,16 @@ typedef struct product_t {
     int compact; /* `to` is used again for every group of units, so that it never leaves the first-level cache */
 } product_t;
 
-/* Columns of `blocks` blocks, of which block b is at b*LANES, or at `last` if it is number `blocks`-1. */
-INLINE void NAME(set_columns_)(product_t *p, fastrnn_size stride, fastrnn_size last)
-{
-    fastrnn_size block = 0, first = 0;
-    for (int v = 0; v < MOST_COLUMNS; v++) {
-        p->column[v] = first + (block + 1 < p->blocks ? block * LANES : last);
-        if (++block == p->blocks)
-            block = 0, first += stride;
+/* `column` of B blocks, of which block b is number b of the A vectors of a unit, but the last one number LAST. */
+#define COLUMN(v, B, A, LAST) (((v) / (B) * (A) + ((v) % (B) + 1 < (B) ? (v) % (B) : (LAST))) * LANES)
+#define FOUR_COLUMNS(v, B, A, LAST)                                                                          \
+    COLUMN(v, B, A, LAST), COLUMN(v + 1, B, A, LAST), COLUMN(v + 2, B, A, LAST), COLUMN(v + 3, B, A, LAST)
+#define COLUMNS(B, A, LAST)                                                                                  \
+    {                                                                                                        \
+        FOUR_COLUMNS(0, B, A, LAST), FOUR_COLUMNS(4, B, A, LAST), FOUR_COLUMNS(8, B, A, LAST),               \
+            FOUR_COLUMNS(12, B, A, LAST)                                                                     \
     }
-    p->stride = stride;
-}
+static const fastrnn_size NAME(plain_columns_)[MOST_COLUMNS] = COLUMNS(1, 1, 0);
 
 /* R rows by Q vectors: from a row on, and from the vector of columns on that is block `block` of the units of
  * `vector`, and number `place` in panel `panel`. A tile of more than one panel begins with a whole one. */

@@ -30,6 +30,8 @@ typedef struct {
 /* This member's part of n things, in pieces of `grain`. */
 static span_t NAME(share_)(const fastrnn_member *me, fastrnn_size n, fastrnn_size grain)
 {
+    if (me->size == 1)
+        return (span_t){0, n};
     const fastrnn_size pieces = (n + grain - 1) / grain;
     const fastrnn_size from = pieces * me->rank / me->size * grain, to = pieces * (me->rank + 1) / me->size * grain;
     return (span_t){from < n ? from : n, to < n ? to : n};
@@ -200,6 +202,15 @@ static void NAME(set_bias_row_)(const step_t *s)
     }
 }
 
+/* Where the products of a cell find their sums. A block feeds the accumulator of its number, and the last block the last,
+ * which may be one further on. */
+typedef struct {
+    fastrnn_size input[MOST_COLUMNS], hidden[MOST_COLUMNS], reset[MOST_COLUMNS];
+} NAME(cell_columns_);
+#define CELL_COLUMNS(CELL, GATES_, A, INPUT, HIDDEN, ...)                                                    \
+    {COLUMNS(GATES_, A, A - 1), COLUMNS(HIDDEN, A, HIDDEN - 1), COLUMNS(1, A, HIDDEN)},
+static const NAME(cell_columns_) NAME(columns_)[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_COLUMNS)};
+
 /* The products of a step, but for its rows of x, h and sums. */
 static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
 {
@@ -207,6 +218,7 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
     const fastrnn_cell_shape shape = s->shape;
     const fastrnn_size I = run->I, H = run->H, P = run->P, stride = shape.accumulators * LANES;
     const int hidden = shape.hidden_blocks;
+    const NAME(cell_columns_) *columns = &NAME(columns_)[run->cell];
     /* sums = bias + x W_ih^T, each block to its accumulator */
     s->input = (product_t){
         .me = me,
@@ -218,10 +230,10 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
         .a_k = 1,
         .from = s->bias,
         .ld_to = s->width,
+        .stride = stride,
+        .column = columns->input,
         .sums = 1,
     };
-    /* A block feeds the accumulator of its number, and the last block the last, which may be one further on. */
-    NAME(set_columns_)(&s->input, stride, (shape.accumulators - 1) * LANES);
     /* sums += h W_hh^T */
     s->hidden = (product_t){
         .me = me,
@@ -232,12 +244,10 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
         .a_k = 1,
         .ld_from = s->width,
         .ld_to = s->width,
+        .stride = stride,
+        .column = columns->hidden,
         .sums = 1,
     };
-    if (shape.input_blocks == hidden)
-        memcpy(s->hidden.column, s->input.column, sizeof s->input.column), s->hidden.stride = stride;
-    else
-        NAME(set_columns_)(&s->hidden, stride, (hidden - 1) * LANES);
     if (s->project_by_step) {
         s->hidden.before = &s->input;
         s->hidden.continues = s->hidden.compact = hidden == shape.gates;
@@ -256,10 +266,11 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
             .a_k = 1,
             .ld_from = s->width,
             .ld_to = s->width,
+            .stride = stride,
+            .column = columns->reset,
             .sums = 1,
         };
         s->reset.w.at += NAME(packed_size_)(hidden, H, P);
-        NAME(set_columns_)(&s->reset, stride, hidden * LANES);
     }
     if (run->projected) { /* y = (o tanh(c)) W_hr^T */
         s->output = (product_t){
@@ -272,8 +283,9 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
             .a_row = H,
             .a_k = 1,
             .ld_to = run->ldy,
+            .stride = LANES,
+            .column = NAME(plain_columns_),
         };
-        NAME(set_columns_)(&s->output, LANES, 0);
     }
 }
 
@@ -403,8 +415,9 @@ static product_t NAME(plain_product_)(const fastrnn_member *me, fastrnn_size K, 
         .ld_from = units,
         .to = to,
         .ld_to = units,
+        .stride = LANES,
+        .column = NAME(plain_columns_),
     };
-    NAME(set_columns_)(&p, LANES, 0);
     return p;
 }
 

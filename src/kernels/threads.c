@@ -18,26 +18,30 @@
 #endif
 
 #if defined(__x86_64__)
-uint64_t fastrnn_flush_denormals(void)
-{
-    unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040); /* flush to zero, denormals are zero */
-    return mode;
-}
+enum { FLUSH = 0x8040 }; /* flush to zero, denormals are zero */
+uint64_t fastrnn_current_mode(void) { return _mm_getcsr(); }
 void fastrnn_restore_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
 #elif defined(__aarch64__)
-uint64_t fastrnn_flush_denormals(void)
+enum { FLUSH = 1 << 24 };
+uint64_t fastrnn_current_mode(void)
 {
     uint64_t mode;
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode | (UINT64_C(1) << 24)));
     return mode;
 }
 void fastrnn_restore_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
 #else
-uint64_t fastrnn_flush_denormals(void) { return 0; }
+enum { FLUSH = 0 };
+uint64_t fastrnn_current_mode(void) { return 0; }
 void fastrnn_restore_mode(uint64_t mode) { (void)mode; }
 #endif
+
+uint64_t fastrnn_flush_denormals(void)
+{
+    const uint64_t mode = fastrnn_current_mode();
+    fastrnn_restore_mode(mode | FLUSH);
+    return mode;
+}
 
 enum {
     BARRIER_SPINS = 500, /* some microseconds, then let others run: a member may have lost its core */

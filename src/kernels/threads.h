@@ -69,6 +69,7 @@ int fastrnn_ended(const fastrnn_member *me, unsigned turn);
 
 /* Treat denormals as zero until the mode that was there before is put back: on some processors BPTT through a
  * vanished gradient is many times slower otherwise. */
+uint64_t fastrnn_current_mode(void);
 uint64_t fastrnn_flush_denormals(void);
 void fastrnn_restore_mode(uint64_t mode);
 

@@ -54,6 +54,10 @@
 #undef run_product
 #undef TILE_VECTORS
 #undef MOST_COLUMNS
+#undef COLUMN
+#undef FOUR_COLUMNS
+#undef COLUMNS
+#undef CELL_COLUMNS
 #undef DEFINE_TILE
 #undef MOST_ROWS
 #undef MOST_VECTORS

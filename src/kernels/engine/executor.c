@@ -235,14 +235,21 @@ static void begin_gradients(const batch_t *b, int k, const char *from, const voi
             memcpy((char *)out + at + (size_t)begin[s] * bytes, from + (size_t)s * bytes, bytes);
 }
 
+/* Where the rows of a layer lie, and what it keeps. */
+typedef struct {
+    kept_t kept;
+    rows_t x, y;
+} place_t;
+
 /* ---- one layer, one direction ------------------------------------------------------------------------ */
 
-static fastrnn_run open_run(const batch_t *b, int k, rows_t x, rows_t y)
+static void open_run(const batch_t *b, int k, const place_t *place, fastrnn_run *run)
 {
     const fastrnn_layer *layer = &b->stack->layers[k];
     const fastrnn_weights *w = b->call->weights ? &b->call->weights[k] : NULL;
     const int threads = b->call->threads, most = fastrnn_most_threads();
-    return (fastrnn_run){
+    const rows_t x = place->x, y = place->y;
+    *run = (fastrnn_run){
         .cell = layer->cell,
         .reverse = layer->reverse,
         .projected = layer->projected,
@@ -329,12 +336,6 @@ static kept_t take_kept(const batch_t *b, fastrnn_arena *tape, int k)
         kept.gates = fastrnn_take(tape, (size_t)(b->N * layer->AH) * b->item);
     return kept;
 }
-
-/* Where the layers' rows lie while a tape is kept: inputs x[l], outputs y[l]. */
-typedef struct {
-    kept_t kept;
-    rows_t x, y;
-} place_t;
 
 /* Where layer k reads and writes, and what it keeps, in the tape. Forward, backward and the tape's size come from here:
  * b->tape.used is how far the tape has been walked. */
@@ -437,7 +438,8 @@ static int forward_direction(batch_t *b, int k, const place_t *place)
     const fastrnn_layer *layer = &b->stack->layers[k];
     const fastrnn_call *call = b->call;
     fastrnn_arena scratch = b->workspace;
-    fastrnn_run run = open_run(b, k, place->x, place->y);
+    fastrnn_run run;
+    open_run(b, k, place, &run);
     run.h = live_state(b, k, call->h_n, layer->P, &scratch);
     begin_states(b, k, call->h_0, layer->P, run.h);
     if (layer->shape.has_c) {
@@ -551,7 +553,8 @@ static int backward_direction(batch_t *b, int k, const place_t *place, rows_t dy
     const fastrnn_call *call = b->call;
     const fastrnn_weights none = {0}, *d = call->dweights ? &call->dweights[k] : &none;
     fastrnn_arena scratch = b->workspace;
-    fastrnn_run run = open_run(b, k, place->x, place->y);
+    fastrnn_run run;
+    open_run(b, k, place, &run);
     run.h = place->kept.h_0, run.c = place->kept.c_0;
     run.gates = keeps_gates(b->stack, layer) ? place->kept.gates : place->y.data;
     run.c_kept = place->kept.c;
