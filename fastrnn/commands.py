@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import importlib.util
 import math
@@ -290,6 +291,8 @@ def _read_text(files: Sequence[str]) -> str:
 def _read_file(path: str) -> str:
     name = "standard input" if path == "-" else path
     with _naming(name):
+        if Path(path).is_char_device() or Path(path).is_block_device():  # a pipe, as of <(...), has an end
+            raise OSError(errno.EINVAL, "Is a device, which may have no end")
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
         text = data.decode("utf-8-sig")

@@ -6,7 +6,9 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,6 +145,23 @@ def test_files_and_standard_input_are_read_in_turn(directory, monkeypatch, capsy
     tokenizer = Tokenizer.from_json(fastrnn.load("model.safetensors").metadata["tokenizer"])
     assert "\N{SNOWMAN}" in tokenizer.vocabulary
     assert "\r" not in tokenizer.vocabulary
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="a device of POSIX")
+def test_text_comes_from_files_and_pipes_not_from_devices(directory, capsys):
+    assert main(["train", "/dev/zero", *SMALL]) == 1
+    assert error_of(capsys) == "/dev/zero: Is a device, which may have no end"
+    os.mkfifo("fifo")
+    writer = threading.Thread(target=lambda: Path("fifo").write_text(TEXT, encoding="utf-8"))
+    writer.start()
+    assert main(["train", "fifo", *SMALL]) == 0
+    writer.join()
+
+
+def test_a_model_is_a_regular_file(directory, capsys):
+    os.mkfifo("fifo")
+    assert main(["generate", "fifo"]) == 1
+    assert error_of(capsys) == "fifo: Not a regular file"
 
 
 def test_progress_as_lines_and_as_a_bar(capsys):
