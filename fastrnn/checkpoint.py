@@ -31,6 +31,7 @@ from .files import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_DIGITS,
+    MAX_MARKS,
     Path,
     as_path,
     open_regular,
@@ -108,10 +109,10 @@ def write_file(path: Path, kind: str, document: Mapping[str, Any]) -> None:
     from safetensors.numpy import save
 
     path = as_path("write", path)
-    tensors: dict[str, Array] = {}
-    content = {"kind": kind, "version": VERSION, "document": _pack(document, (), tensors)}
-    content["sha256"] = _digest(content, tensors)
-    data = save(tensors, {"fastrnn": json.dumps(content, allow_nan=False)})
+    packer = _Packer()
+    content = {"kind": kind, "version": VERSION, "document": packer.pack(document, ())}
+    content["sha256"] = _digest(content, packer.tensors)
+    data = save(packer.tensors, {"fastrnn": json.dumps(content, allow_nan=False)})
     try:
         same = TensorFile(io.BytesIO(data), len(data), kind).content == content
     except ValueError as fault:
@@ -123,51 +124,64 @@ def write_file(path: Path, kind: str, document: Mapping[str, Any]) -> None:
 
 def check_json(name: str, value: Any) -> None:
     """TypeError or ValueError names what in `value`, which is called `name`, can't be written as JSON."""
-    _pack(value, (name,), None)
+    _Packer(arrays=False).pack(value, (name,))
 
 
-def _pack(value: Any, path: tuple[str, ...], tensors: dict[str, Array] | None) -> Any:
-    """`value` as JSON, its arrays moved to `tensors`; without `tensors`, an array is a TypeError."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, int):
-        if not -_TOO_LARGE < value < _TOO_LARGE:
-            raise ValueError(f"{_where(path)} is an integer of more than {MAX_DIGITS} digits")
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if isinstance(value, np.ndarray) and tensors is not None:
-        return {"$tensor": _add_tensor(path, value, tensors)}
-    if len(path) >= MAX_DEPTH:
-        raise ValueError(f"{_where(path)} is nested more than {MAX_DEPTH} levels deep, or holds itself")
-    if isinstance(value, (list, tuple)):
-        return [_pack(item, (*path, str(index)), tensors) for index, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str) or key.startswith("$"):
-                raise TypeError(f"{_where(path)}: a key is {key!r}, expected a string without $ before it")
-        return {key: _pack(item, (*path, key), tensors) for key, item in value.items()}
-    expected = "JSON values" if tensors is None else "JSON values or arrays"
-    raise TypeError(f"{_where(path)} is {type(value).__name__}, expected {expected}")
+class _Packer:
+    """Makes JSON of a document; the arrays go to `tensors`, or are a TypeError without `arrays`."""
+
+    def __init__(self, *, arrays: bool = True) -> None:
+        self.tensors: dict[str, Array] = {}
+        self._arrays = arrays
+        self._count = 0
+
+    def pack(self, value: Any, path: tuple[str, ...]) -> Any:
+        """`value`, which stands at `path` of the document, as JSON."""
+        self._count += 1  # a few lists that hold each other are a document without end
+        if self._count > MAX_MARKS:
+            raise ValueError(f"{_where(path[:1])} has more than {MAX_MARKS} values in it")
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, (str, bool)):
+            return value
+        if isinstance(value, int):
+            if not -_TOO_LARGE < value < _TOO_LARGE:
+                raise ValueError(f"{_where(path)} is an integer of more than {MAX_DIGITS} digits")
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"$float": repr(float(value))}
+        if isinstance(value, np.ndarray) and self._arrays:
+            return {"$tensor": self._add(path, value)}
+        if len(path) >= MAX_DEPTH:
+            raise ValueError(f"{_where(path)} is nested more than {MAX_DEPTH} levels deep, or holds itself")
+        if isinstance(value, (list, tuple)):
+            return [self.pack(item, (*path, str(index))) for index, item in enumerate(value)]
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str) or key.startswith("$"):
+                    found = f"{_where(path)}: a key is {repr(key)[:80]}"
+                    raise TypeError(f"{found}, expected a string without $ before it")
+            return {key: self.pack(item, (*path, key)) for key, item in value.items()}
+        expected = "JSON values or arrays" if self._arrays else "JSON values"
+        raise TypeError(f"{_where(path)} is {type(value).__name__}, expected {expected}")
+
+    def _add(self, path: tuple[str, ...], array: Array) -> str:
+        """Put an array into `tensors`; returns its name there."""
+        array = see("write", _where(path), array)
+        if array.dtype not in _CODES:
+            known = [str(dtype) for dtype in _CODES]
+            raise TypeError(f"{_where(path)} has dtype {array.dtype}, expected one of {known}")
+        name = "/".join(path).encode("utf-8", "backslashreplace").decode()  # safetensors takes no surrogates
+        while name in self.tensors or name == "__metadata__":  # {"a": {"b": array}, "a/b": array}
+            name += "'"
+        self.tensors[name] = np.require(array, requirements="C")
+        return name
 
 
 def _where(path: tuple[str, ...]) -> str:
     """The place of a value in a document, for messages."""
     place = "/".join(path[:10])
     return f"{place[:80]}..." if len(path) > 10 or len(place) > 80 else place or "the document"
-
-
-def _add_tensor(path: tuple[str, ...], array: Array, tensors: dict[str, Array]) -> str:
-    array = see("write", _where(path), array)
-    if array.dtype not in _CODES:
-        raise TypeError(f"{_where(path)} has dtype {array.dtype}, expected one of {[str(d) for d in _CODES]}")
-    name = "/".join(path).encode("utf-8", "backslashreplace").decode()  # safetensors takes no surrogates
-    while name in tensors or name == "__metadata__":  # {"a": {"b": array}, "a/b": array}
-        name += "'"
-    tensors[name] = np.require(array, requirements="C")
-    return name
 
 
 def _digest(content: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:

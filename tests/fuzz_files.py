@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import math
@@ -193,7 +194,7 @@ def mutate_json(rng: random.Random, tree: Any) -> str:
         node, key = rng.choice(known)
         match rng.randrange(8):
             case 0 | 1 | 2:
-                node[key] = rng.choice(VALUES)
+                node[key] = copy.deepcopy(rng.choice(VALUES))
             case 3:
                 raw[f"RAW{len(raw)}"] = rng.choice(RAW)
                 node[key] = f"RAW{len(raw) - 1}"

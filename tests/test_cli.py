@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import cli, commands, corpus, training
+from fastrnn import cli, commands, corpus, files, training
 from fastrnn.checkpoint import read_file, write_file
 from fastrnn.cli import main
 from fastrnn.generation import generate
@@ -156,6 +156,13 @@ def test_text_comes_from_files_and_pipes_not_from_devices(directory, capsys):
     writer.start()
     assert main(["train", "fifo", *SMALL]) == 0
     writer.join()
+
+
+def test_a_vocabulary_too_large_to_be_read_is_found_before_the_training(directory, monkeypatch, capsys):
+    monkeypatch.setattr(files, "MAX_MARKS", 20)
+    assert main(["train", "text.txt", *SMALL]) == 1
+    assert "tokens is too large: the JSON has" in error_of(capsys)
+    assert not Path("model.safetensors.ckpt").exists()
 
 
 def test_a_model_is_a_regular_file(directory, capsys):
