@@ -15,6 +15,8 @@ from .layers import Dense, Dropout, Embedding, LastStep
 from .model import Sequential
 from .recurrent import GRU, LSTM, RNN
 
+__all__ = ["load"]
+
 #: What a file may ask for, and nothing else.
 LAYERS: dict[str, type[Layer]] = {
     layer.__name__: layer for layer in (RNN, LSTM, GRU, Embedding, Dense, Dropout, LastStep)

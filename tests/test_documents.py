@@ -216,7 +216,7 @@ documents = st.dictionaries(
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    suppress_health_check=list(HealthCheck),
 )
 def test_every_document_that_is_written_comes_back(tmp_path, document):
     path = tmp_path / "a"
