@@ -274,10 +274,9 @@ def _complaint(
         return None
     valid = Combination(tuple(map(tuple, case.choices))).build(owner)  # type: ignore[arg-type]
     words = {
-        word
+        str(word)
         for name, path, _ in case.mutations
         for word in (name, *path, *_keys(valid[name]), *_keys(arguments[name]))
-        if isinstance(word, str)
     }
     paths = (arguments[name] for name, _, _ in case.mutations if name in PATHS)
     words |= {str(path) for path in paths if isinstance(path, (str, os.PathLike))}
@@ -413,7 +412,8 @@ def work(options: argparse.Namespace) -> None:
     directory = pathlib.Path(options.directory)
     log = open(directory / "log", "ab")  # noqa: SIM115  faulthandler's, to the end
     faulthandler.enable(log)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # AddressSanitizer maps terabytes
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, _alarm)
     journal = Journal(directory)

@@ -186,7 +186,7 @@ static void solve(problem q)
 
     const void *h = numbers(B * P, 1), *c = shape.has_c ? numbers(B * H, 1) : NULL;
     const fastrnn_size ldy = P + (one_in(2) ? 3 : 0);
-    int polls;
+    int polls = 0, asked = 0;
     fastrnn_run run = {
         .cell = q.cell,
         .reverse = q.reverse,
@@ -213,12 +213,13 @@ static void solve(problem q)
     /* Inference, once to the end and once stopped half way, at which no thread may be left waiting. */
     const void *y = NULL, *h_n = NULL, *c_n = NULL;
     for (int stop = 0; stop < 2; stop++) {
-        polls = stop ? 1 - polls / 2 : 0;
+        asked = -polls; /* small work may be over before it is asked at all */
+        polls = stop ? 1 + asked / 2 : 0;
         run.y = array(N * ldy);
         run.h = copy(h, B * P);
         run.c = copy(c, B * H);
         run.sums = panels(CALL(sums_size, q.cell, H, least(run.chunk, N)));
-        if (CALL(run_forward, &run) != stop * STOP)
+        if (CALL(run_forward, &run) != (stop && asked ? STOP : 0))
             fail("not stopped by poll, or by nobody");
         if (!stop)
             y = run.y, h_n = run.h, c_n = run.c;
