@@ -762,6 +762,14 @@ def empty(tuple shape, dtype):
 
 # --- weights ------------------------------------------------------------------------------------------
 
+# Steps of at most UNPACKED_ROWS rows that the weights are multiplied for as they are: fewer than comparing them with
+# a copy, or packing them, would cost.
+cdef enum:
+    UNPACKED_ROWS = 4
+    UNPACKED_STEPS = 2
+    PACKING_STEPS = 4
+
+
 cdef class Weights:
     """The parameters of a stack, and their panels.
 
@@ -843,12 +851,17 @@ cdef class Weights:
     cdef int attach(self, const fastrnn_stack *stack, fastrnn_call *call, bint backward) except -1:
         """Point `call` to the arrays, and to fresh panels of them."""
         cdef bint stale, watched
+        cdef Py_ssize_t steps = call.T * ((call.B + UNPACKED_ROWS - 1) // UNPACKED_ROWS)
         cdef Memory memory = self.panels_backward if backward else self.panels_forward
         cdef const fastrnn_isa *isa = fastrnn_current_isa()
         call.weights = self.pointers
         if not fastrnn_is_fused():
             return 0
         stale = self.packed_by != isa
+        if not backward and steps <= (UNPACKED_STEPS if self.owner is not None and not stale else PACKING_STEPS):
+            if self.owner is None or (self.lent and self.lent_still()):
+                call.panels = NULL
+                return 0
         if self.lent:
             watched = self.lent_still()
             stale = stale or not watched or not self.has_copy or self.compare(False)

@@ -91,7 +91,7 @@ typedef struct {
     void *h_prev;          /* (chunk, P)   scratch: the state each row started its step from */
     void *c_prev;          /* (B, H)       scratch */
     /* fused engine only: panels, of the sizes that packed_size gives */
-    const void *packed_ih, *packed_hh, *packed_hr; /* W, for forward: pack_rows */
+    const void *packed_ih, *packed_hh, *packed_hr; /* W, for forward: pack_rows; all NULL: the weights as they are */
     const void *columns_ih, *columns_hh, *columns_hr; /* W, for backward: pack_columns */
     void *panels_dgates;   /* AH columns of chunk rows: scratch, as the next three */
     void *panels_h;        /* P columns: h_prev */

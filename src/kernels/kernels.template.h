@@ -5,6 +5,7 @@
 #include "loops.h"
 #ifdef FASTRNN_FUSED
 #include "product.h"
+#include "unpacked.h"
 #include "sequence.h"
 #endif
 

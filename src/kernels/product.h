@@ -51,6 +51,8 @@ typedef struct product_t {
     int downward; /* from the last units to the first: as every second step does, so that it begins with the
                    * weights that the one before read last, which a cache still holds */
     panels_t w;
+    const real *matrix; /* where w.at is NULL: the weights themselves, (blocks*units, K) with ld_matrix (unpacked.h) */
+    fastrnn_size ld_matrix;
     fastrnn_size first_k; /* of the panels' rows, where they are more than K */
     const real *a; /* a(r, k) = a[r*a_row + k*a_k], unless a_panel */
     fastrnn_size a_row, a_k;
@@ -339,12 +341,19 @@ INLINE void NAME(cover_panels_)(const product_t *p, fastrnn_size row, fastrnn_si
     }
 }
 
+static void NAME(run_unpacked_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
+                                fastrnn_size vector_end, epilogue_t epilogue, const void *context);
+
 /* Rows [row, row_end) by vectors of units [vector, vector_end). */
 static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
                         fastrnn_size vector_end, epilogue_t epilogue, const void *context)
 {
     if (row >= row_end || vector >= vector_end)
         return;
+    if (!p->w.at) {
+        NAME(run_unpacked_)(p, row, row_end, vector, vector_end, epilogue, context);
+        return;
+    }
     const fastrnn_size rows = row_end - row, vectors = vector_end - vector;
     const fastrnn_size depth = p->K + (p->before ? p->before->K : 0);
     const fastrnn_size bytes = rows * depth * (fastrnn_size)sizeof(real);

@@ -106,7 +106,7 @@ static step_t NAME(begin_)(const run_t *run, const fastrnn_member *me)
         .direct = shape.hidden_blocks * run->H,
         .width = NAME(sums_width_)(run->cell, run->H),
         .bias = run->sums,
-        .project_by_step = run->B >= 16,
+        .project_by_step = run->B >= 16 && run->packed_ih, /* unpacked weights have no tile that takes two products */
         .split_units = split_units,
         .rows = rows,
         .units = NAME(share_)(split_units ? me : &all, vector_count(run->H), 1),
@@ -226,6 +226,8 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
         .units = H,
         .blocks = shape.gates,
         .w = {run->packed_ih, weight_width(shape.gates), I},
+        .matrix = run->weight_ih,
+        .ld_matrix = I,
         .a_row = I,
         .a_k = 1,
         .from = s->bias,
@@ -241,6 +243,8 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
         .units = H,
         .blocks = hidden,
         .w = {run->packed_hh, weight_width(hidden), P},
+        .matrix = run->weight_hh,
+        .ld_matrix = P,
         .a_k = 1,
         .ld_from = s->width,
         .ld_to = s->width,
@@ -261,6 +265,8 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
             .units = H,
             .blocks = 1,
             .w = {run->packed_hh, weight_width(1), H},
+            .matrix = (const real *)run->weight_hh + s->direct * P,
+            .ld_matrix = H,
             .a = run->unit,
             .a_row = H,
             .a_k = 1,
@@ -270,7 +276,8 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
             .column = columns->reset,
             .sums = 1,
         };
-        s->reset.w.at += NAME(packed_size_)(hidden, H, P);
+        if (s->reset.w.at)
+            s->reset.w.at += NAME(packed_size_)(hidden, H, P);
     }
     if (run->projected) { /* y = (o tanh(c)) W_hr^T */
         s->output = (product_t){
@@ -279,6 +286,8 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
             .units = P,
             .blocks = 1,
             .w = {run->packed_hr, weight_width(1), H},
+            .matrix = run->weight_hr,
+            .ld_matrix = H,
             .a = run->unit,
             .a_row = H,
             .a_k = 1,

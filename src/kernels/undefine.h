@@ -54,6 +54,14 @@
 #undef run_product
 #undef TILE_VECTORS
 #undef MOST_COLUMNS
+#undef FOR_LANES
+#undef LANE_STEPS
+#undef LANE_COUNT
+#undef SHUFFLE
+#undef LOWER
+#undef UPPER
+#undef EXCHANGE
+#undef DEFINE_STRIP
 #undef COLUMN
 #undef FOUR_COLUMNS
 #undef COLUMNS

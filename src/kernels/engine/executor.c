@@ -454,7 +454,7 @@ static int forward_direction(batch_t *b, int k, const place_t *place)
         run.c_kept = place->kept.c;
     }
     take_forward_scratch(b, &scratch, layer, &run);
-    if (fastrnn_is_fused()) {
+    if (fastrnn_is_fused() && call->panels) {
         const fastrnn_layer_panels panels = fastrnn_panels_of(b->stack, call->panels, 0, k);
         run.packed_ih = panels.ih, run.packed_hh = panels.hh, run.packed_hr = panels.hr;
     }
@@ -789,7 +789,7 @@ fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastrnn_call *cal
         batch_t whole = open_batch(stack, call);
         return check_backward(stack, &whole, error);
     }
-    if (fastrnn_is_fused() && fastrnn_match_panels(stack, call->panels, 0) != FASTRNN_OK)
+    if (fastrnn_is_fused() && call->panels && fastrnn_match_panels(stack, call->panels, 0) != FASTRNN_OK)
         return fail(error, FASTRNN_WRONG_PANELS, "panels are of another engine or stack, or are not for forward");
     return FASTRNN_OK;
 }

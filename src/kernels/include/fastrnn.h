@@ -107,7 +107,9 @@ typedef struct {
     int32_t keep;
     int32_t threads;                /* at most; 0: the process's setting */
     const fastrnn_weights *weights; /* [L*D] */
-    const void *panels, *panels_backward; /* of the two passes; may be the same */
+    /* Of the two passes; may be the same. Forward needs none: without, it multiplies the weights as they are, which is
+     * faster than packing them for a few steps of a few rows. */
+    const void *panels, *panels_backward;
     fastrnn_sequence x, y;          /* y.data NULL: final states only */
     const void *h_0, *c_0;          /* (L*D, B, P), (L*D, B, H); NULL: zeros */
     void *h_n, *c_n;                /* may be h_0, c_0 */
