@@ -212,9 +212,8 @@ def _check_cost(text: str | bytes) -> None:
         raise ValueError(f"the JSON has {marks} brackets, commas and colons, expected at most {MAX_MARKS}")
     brackets = np.frombuffer(outside.translate(None, _NO_BRACKETS), np.uint8)
     levels = np.cumsum(np.where(np.isin(brackets, list(b"[{")), 1, -1))
-    if (
-        levels.max(initial=0) > MAX_DEPTH + 2
-    ):  # around a document there is its header, in it are {"$tensor": ...}
+    # checkpoint.py puts one level around a document, and {"$tensor": name} in place of an array.
+    if levels.max(initial=0) > MAX_DEPTH + 2:
         raise ValueError(f"the JSON is nested too deeply, expected at most {MAX_DEPTH} levels")
     # One character beyond ASCII, as such or as an escape, widens all others of its string.
     wide = sum(len(s) - 5 * s.count(rb"\u") for s in strings if not s.isascii() or rb"\u" in s)

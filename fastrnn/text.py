@@ -91,6 +91,7 @@ class Tokenizer:
 
     @classmethod
     def _read(cls, text: str | bytes) -> Self:
+        """As `from_json`, also from the bytes of a file."""
         options = _read_object(text)
         kinds: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (CharTokenizer, WordTokenizer)}
         kind = kinds.get(options["tokenizer"])
