@@ -222,7 +222,8 @@ def as_ids(owner: str, name: str, value: Any, count: int, limit: str) -> Array:
     """
     ids = as_integers(owner, name, value, "integer ids")
     if ids.size:
-        low, high = int(ids.min()), int(ids.max())
+        # What the methods min and max call, at half their time for few ids.
+        low, high = int(np.minimum.reduce(ids, axis=None)), int(np.maximum.reduce(ids, axis=None))
         if low < 0 or high >= count:
             worst = low if low < 0 else high
             raise ValueError(f"{owner}: {name} has id {worst}, expected 0 <= id < {limit} = {count}")

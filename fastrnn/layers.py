@@ -62,8 +62,7 @@ class _StatelessLayer(Layer):
         Each position stands for itself, so `lengths` (B,), for an x of (T, B, ...), changes the result
         of LastStep only. ValueError for a wrong shape or value, TypeError for a wrong kind or dtype.
         """
-        x, lengths = self._accept(x, state, lengths)
-        y, _ = self._infer(x, None, lengths)
+        y, _ = self._infer(*self._accept(x, state, lengths))
         return y, None
 
     def forward(
@@ -74,8 +73,7 @@ class _StatelessLayer(Layer):
         The tape refers to x and y and doesn't copy them: leave both unchanged until `backward`.
         Arguments and errors as for calling the layer.
         """
-        x, lengths = self._accept(x, state, lengths)
-        y, _, record = self._forward(x, None, lengths)
+        y, _, record = self._forward(*self._accept(x, state, lengths))
         return y, None, _Tape(self, y.shape, y.dtype, record)
 
     def backward(self, tape: Any, dy: ArrayLike, dstate: None = None) -> Gradients:
@@ -95,14 +93,16 @@ class _StatelessLayer(Layer):
         check_shape(owner, "dy", dy, "the shape of y", tape.y_shape)
         return self._backward(tape.record, dy, None)
 
-    def _accept(self, x: Any, state: Any, lengths: Any) -> tuple[Array, Array | None]:
-        """x, of which the layer checks the rest, and the lengths."""
-        owner = type(self).__name__
+    def _accept(self, x: Any, state: Any, lengths: Any) -> tuple[Any, None, Array | None]:
+        """x, which the layer checks, the state and the lengths."""
         self._reject_state("state", state)
+        if lengths is None:
+            return x, None, None
+        owner = type(self).__name__
         x = see(owner, "x", x)
-        if lengths is not None and x.ndim < 2:
+        if x.ndim < 2:
             raise ValueError(f"{owner}: x has shape {x.shape}, expected (T, B, ...) with lengths")
-        return x, None if lengths is None else as_lengths(owner, lengths, *x.shape[:2])
+        return x, None, as_lengths(owner, lengths, *x.shape[:2])
 
     def _reject_state(self, name: str, value: Any) -> None:
         if value is not None:

@@ -228,14 +228,14 @@ class Sequential(Layer):
             value, dy = loss.value_and_gradient(y_pred, y, weight)
             del y_pred
             gradients = self._backward(tape, dy, None, logits=self._fused).parameters
-            norm = optimizers.global_norm(gradients)
+            norm = optimizers.norm_of(gradients.values())
         if not (np.isfinite(value) and np.isfinite(norm)):
             raise TrainingDiverged(
                 f"update {optimizer.iterations + 1} has loss {value} and gradient norm {norm}; "
                 "the weights are those before it"
             )
         if self._clip_norm is not None:
-            optimizers.scale_to_norm(gradients.values(), norm, self._clip_norm)
+            optimizers.scale_down(gradients.values(), norm, self._clip_norm)
         elif self._clip_value is not None:
             optimizers.clip_by_value(gradients, self._clip_value)
         work = optimizer._arguments("fit", self._parameters, gradients)

@@ -8,7 +8,7 @@ about ten passes, and only the first of them should have to fetch its operands f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -193,11 +193,13 @@ class Optimizer:
     def _slots_of(self, owner: str, name: str, parameter: Array) -> dict[str, Array]:
         """The slots of a parameter, by their names in `state_dict`; zeros before the first update."""
         result = {}
-        for key in (f"{slot}/{name}" for slot in self._slots()):
+        for kind in self._slots():
+            key = f"{kind}/{name}"
             slot = self._state.get(key)
-            slot = np.zeros_like(parameter) if slot is None else slot.astype(parameter.dtype, copy=False)
+            if slot is None:
+                slot = np.zeros_like(parameter)
             check_shape(owner, key, slot, _LIKE, parameter.shape)
-            result[key] = slot
+            result[key] = slot.astype(parameter.dtype, copy=False)
         return result
 
 
@@ -501,7 +503,11 @@ def global_norm(gradients: Mapping[str, ArrayLike]) -> float:
     5.0
     """
     named = as_mapping("global_norm", "gradients", gradients).items()
-    arrays = [as_real("global_norm", f"gradient of {name}", value) for name, value in named]
+    return norm_of([as_real("global_norm", f"gradient of {name}", value) for name, value in named])
+
+
+def norm_of(arrays: Collection[Array]) -> float:
+    """What `global_norm` gives, for arrays that are known to be real."""
     total = _sum_of_squares(arrays, 1.0)
     if 1e-280 < total < math.inf or math.isnan(total):
         return math.sqrt(total)
@@ -519,16 +525,16 @@ def clip_by_global_norm(gradients: Mapping[str, Array], max_norm: float) -> floa
     """
     max_norm = as_number("clip_by_global_norm", "max_norm", max_norm, positive=True)
     arrays = _as_all_writable("clip_by_global_norm", gradients)
-    norm = global_norm(gradients)
-    scale_to_norm(arrays, norm, max_norm)
+    norm = norm_of(arrays)
+    scale_down(arrays, norm, max_norm)
     return norm
 
 
-def scale_to_norm(gradients: Iterable[Array], norm: float, max_norm: float) -> None:
-    """What `clip_by_global_norm` does, for gradients that are known to have the global norm `norm`."""
+def scale_down(arrays: Iterable[Array], norm: float, max_norm: float) -> None:
+    """What `clip_by_global_norm` does, for arrays that are known to have the norm `norm`."""
     if max_norm < norm < math.inf:
-        for gradient in gradients:
-            gradient *= max_norm / norm
+        for array in arrays:
+            array *= max_norm / norm
 
 
 def clip_by_value(gradients: Mapping[str, Array], limit: float) -> None:
