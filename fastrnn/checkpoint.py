@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writing, and safetensors read as if an enemy had written them.
+"""Documents with arrays in safetensors files, which are read as if an enemy had written them.
 
 A file holds one document, any tree of dicts, lists, strings, numbers and arrays. The arrays are its
 tensors; the rest is JSON, the entry "fastrnn" of the metadata (the only one, because safetensors writes
@@ -10,42 +10,53 @@ several in random order, and the same document shall give the same bytes):
     sha256     of all that, tensors included; a program that changes the file on purpose leaves it out
 
 Nothing in a file is ever executed, and no size that it declares is believed before it has been compared
-with the size of the file.
+with the size of the file. The writer reads its own header back, so that every file that is written can be
+read again.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 import json
 import math
-import os
-import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from io import BufferedReader
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arguments import Array
+from .arguments import Array, see
+from .files import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_MARKS,
+    Path,
+    as_path,
+    open_regular,
+    parse_json,
+    short,
+    some,
+    write_atomically,
+)
 
 __all__ = [
+    "Path",
     "TensorFile",
     "TensorInfo",
     "as_path",
+    "check_json",
     "check_like",
     "open_file",
     "read_file",
-    "write_atomically",
     "write_file",
 ]
 
 VERSION = 1
 
-#: Longer headers are neither written nor read: JSON takes tens of bytes of memory for each of its own.
-MAX_HEADER = 1 << 25
+#: A layer of as many arrays as a file may have tensors is made in less than a second.
+MAX_TENSORS = 1 << 14
 
 _DTYPES = {
     "F32": "<f4",
@@ -57,10 +68,10 @@ _DTYPES = {
 }
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
+_TOO_LARGE = 10**MAX_DIGITS
+
 #: What code raises when data are not as it expects them.
 _FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
-
-Path = str | os.PathLike[str]
 
 
 class TensorInfo(NamedTuple):
@@ -75,99 +86,8 @@ class TensorInfo(NamedTuple):
 # ---------------------------------------------------------------------------------------------- writing
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, `path` is either what it was or all of `data`.
-
-    A temporary file beside it is written, synced and renamed over it, and the directory is synced. If
-    the process is killed in between, the temporary file (a dot, 16 digits, ``.tmp``) may be left over.
-
-    Parameters
-    ----------
-    path
-        Where to; a symbolic link is followed. A file that is there already keeps its permissions.
-    data
-        The whole contents.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, or something is there that is no regular file: a directory, a device. What
-        was there is then still there, and the temporary file isn't.
-    ValueError, TypeError
-        If `path` is empty, or no path.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "a")
-    >>> write_atomically(path, b"abc")
-    >>> path.read_bytes()
-    b'abc'
-    """
-    path = as_path("write", path)
-    try:
-        _replace(os.path.realpath(path), _mode_of(path), data)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, path) from error  # not the name of the temporary file
-
-
-def as_path(owner: str, path: Any, name: str = "path") -> str:
-    """The path of a file, as a string; TypeError or ValueError names the argument."""
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"{owner}: {name} is {path!r}, expected the path of a file")
-    result = os.fspath(path)
-    if not result or "\0" in result:
-        raise ValueError(f"{owner}: {name} is {result!r}, expected the path of a file")
-    return result
-
-
-def _mode_of(path: str) -> int | None:
-    """The permissions of the regular file at `path`, None if there is nothing; OSError for anything else."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        if not path.endswith(os.sep):
-            return None
-        mode = stat.S_IFDIR
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "Not a regular file")
-    return stat.S_IMODE(mode)
-
-
-def _replace(target: str, mode: int | None, data: bytes) -> None:
-    directory = os.path.dirname(target)
-    temporary = os.path.join(directory, f".{os.urandom(8).hex()}.tmp")  # short: names have a limit
-    try:
-        with open(temporary, "xb") as file:
-            if mode is not None and hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: str) -> None:
-    """Make a rename in it last; only POSIX can open a directory for that."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_file(path: Path, kind: str, document: Mapping[str, Any]) -> None:
-    """Write `document` to `path`, atomically.
+    """Write `document` to `path`, atomically, if `read_file` would give it back.
 
     Parameters
     ----------
@@ -184,46 +104,84 @@ def write_file(path: Path, kind: str, document: Mapping[str, Any]) -> None:
     TypeError
         For anything else in the document.
     ValueError
-        If what isn't arrays would take more than `MAX_HEADER` bytes.
+        For what is beyond the limits of `files`, cyclic, or would be changed by JSON.
     """
     from safetensors.numpy import save
 
-    tensors: dict[str, Array] = {}
-    content = {"kind": kind, "version": VERSION, "document": _pack(document, (), tensors)}
-    content["sha256"] = _digest(content, tensors)
-    data = save(tensors, {"fastrnn": json.dumps(content, allow_nan=False)})
-    if int.from_bytes(data[:8], "little") > MAX_HEADER:
-        raise ValueError(f"{os.fspath(path)}: the metadata takes more than {MAX_HEADER} bytes")
+    path = as_path("write", path)
+    packer = _Packer()
+    content = {"kind": kind, "version": VERSION, "document": packer.pack(document, ())}
+    content["sha256"] = _digest(content, packer.tensors)
+    data = save(packer.tensors, {"fastrnn": json.dumps(content, allow_nan=False)})
+    try:
+        same = TensorFile(io.BytesIO(data), len(data), kind).content == content
+    except ValueError as fault:
+        raise ValueError(f"{path}: what is to be written could not be read again: {fault}") from None
+    if not same:
+        raise ValueError(f"{path}: a string has two surrogates that JSON reads as one character")
     write_atomically(path, data)
 
 
-def _pack(value: Any, path: tuple[str, ...], tensors: dict[str, Array]) -> Any:
-    """`value` as JSON, its arrays moved to `tensors`."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if isinstance(value, np.ndarray):
-        return {"$tensor": _add_tensor("/".join(path), value, tensors)}
-    if isinstance(value, (list, tuple)):
-        return [_pack(item, (*path, str(index)), tensors) for index, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str) or key.startswith("$"):
-                raise TypeError(f"{'/'.join(path)}: a key is {key!r}, expected a string without $ before it")
-        return {key: _pack(item, (*path, key), tensors) for key, item in value.items()}
-    raise TypeError(f"{'/'.join(path)} is {type(value).__name__}, expected JSON values or arrays")
+def check_json(name: str, value: Any) -> None:
+    """TypeError or ValueError names what in `value`, which is called `name`, can't be written as JSON."""
+    _Packer(arrays=False).pack(value, (name,))
 
 
-def _add_tensor(name: str, array: Array, tensors: dict[str, Array]) -> str:
-    if array.dtype not in _CODES:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected one of {[str(d) for d in _CODES]}")
-    while name in tensors:  # {"a": {"b": array}, "a/b": array}
-        name += "'"
-    tensors[name] = np.require(array, requirements="C")
-    return name
+class _Packer:
+    """Makes JSON of a document; the arrays go to `tensors`, or are a TypeError without `arrays`."""
+
+    def __init__(self, *, arrays: bool = True) -> None:
+        self.tensors: dict[str, Array] = {}
+        self._arrays = arrays
+        self._count = 0
+
+    def pack(self, value: Any, path: tuple[str, ...]) -> Any:
+        """`value`, which stands at `path` of the document, as JSON."""
+        self._count += 1  # a few lists that hold each other are a document without end
+        if self._count > MAX_MARKS:
+            raise ValueError(f"{_where(path[:1])} has more than {MAX_MARKS} values in it")
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, (str, bool)):
+            return value
+        if isinstance(value, int):
+            if not -_TOO_LARGE < value < _TOO_LARGE:
+                raise ValueError(f"{_where(path)} is an integer of more than {MAX_DIGITS} digits")
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"$float": repr(float(value))}
+        if isinstance(value, np.ndarray) and self._arrays:
+            return {"$tensor": self._add(path, value)}
+        if len(path) >= MAX_DEPTH:
+            raise ValueError(f"{_where(path)} is nested more than {MAX_DEPTH} levels deep, or holds itself")
+        if isinstance(value, (list, tuple)):
+            return [self.pack(item, (*path, str(index))) for index, item in enumerate(value)]
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str) or key.startswith("$"):
+                    found = f"{_where(path)}: a key is {repr(key)[:80]}"
+                    raise TypeError(f"{found}, expected a string without $ before it")
+            return {key: self.pack(item, (*path, key)) for key, item in value.items()}
+        expected = "JSON values or arrays" if self._arrays else "JSON values"
+        raise TypeError(f"{_where(path)} is {type(value).__name__}, expected {expected}")
+
+    def _add(self, path: tuple[str, ...], array: Array) -> str:
+        """Put an array into `tensors`; returns its name there."""
+        array = see("write", _where(path), array)
+        if array.dtype not in _CODES:
+            known = [str(dtype) for dtype in _CODES]
+            raise TypeError(f"{_where(path)} has dtype {array.dtype}, expected one of {known}")
+        name = "/".join(path).encode("utf-8", "backslashreplace").decode()  # safetensors takes no surrogates
+        while name in self.tensors or name == "__metadata__":  # {"a": {"b": array}, "a/b": array}
+            name += "'"
+        self.tensors[name] = np.require(array, requirements="C")
+        return name
+
+
+def _where(path: tuple[str, ...]) -> str:
+    """The place of a value in a document, for messages."""
+    place = "/".join(path[:10])
+    return f"{place[:80]}..." if len(path) > 10 or len(place) > 80 else place or "the document"
 
 
 def _digest(content: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:
@@ -247,18 +205,19 @@ class TensorFile:
     ----------
     tensors : dict of str to TensorInfo
         What there is to read.
+    content : dict
+        What `write_file` put into the metadata.
     document : Any
-        The JSON document, with ``{"$tensor": name}`` where an array belongs.
+        The JSON document in it, with ``{"$tensor": name}`` where an array belongs.
     """
 
-    def __init__(self, file: BufferedReader, kind: str) -> None:
+    def __init__(self, file: io.BufferedIOBase, size: int, kind: str) -> None:
         self._file = file
-        size = os.fstat(file.fileno()).st_size
         header = _read_header(file, size)
-        self._content = _as_content(header.pop("__metadata__", None), kind)
+        self.content = _as_content(header.pop("__metadata__", None), kind)
         self._begin = file.tell()
         self.tensors = _as_tensor_infos(header, size - self._begin)
-        self.document = self._content["document"]
+        self.document = self.content["document"]
 
     def read(self) -> dict[str, Array]:
         """All tensors, after comparing the checksum, if there is one."""
@@ -268,17 +227,22 @@ class TensorFile:
         if self._file.readinto(data.data) != data.size:
             raise ValueError("the file was cut short while it was being read")
         arrays = {name: _as_array(info, data[info.begin : info.end]) for name, info in self.tensors.items()}
-        if "sha256" in self._content and self._content["sha256"] != _digest(self._content, arrays):
+        if "sha256" in self.content and self.content["sha256"] != _digest(self.content, arrays):
             raise ValueError("the contents do not have the checksum that was written with them")
         return arrays
 
+    def outline(self) -> Any:
+        """The document with a TensorInfo in place of each array, to be checked before any tensor is read."""
+        unmentioned = dict(self.tensors)
+        outline = _unpack(self.document, unmentioned)
+        if unmentioned:
+            raise ValueError(f"there are tensors that the document does not mention: {some(unmentioned)}")
+        return outline
+
     def read_document(self) -> Any:
         """The document with its arrays in their places."""
-        arrays = self.read()
-        document = _unpack(self.document, arrays)
-        if arrays:
-            raise ValueError(f"there are tensors that the document does not mention: {_some(arrays)}")
-        return document
+        self.outline()
+        return _unpack(self.document, self.read())
 
 
 @contextmanager
@@ -298,13 +262,15 @@ def open_file(path: Path, kind: str) -> Iterator[TensorFile]:
         If the file is damaged, incomplete, of another kind or not from here: names file and fault. The
         errors that the body of the ``with`` raises about what it has read become such a ValueError too.
     FileNotFoundError, OSError
-        If it cannot be opened.
+        If it cannot be opened, is no regular file, or is too large for the memory.
     """
-    with open(as_path("load", path), "rb") as file:
+    path = as_path("load", path)
+    with open_regular(path) as (file, size):
         try:
-            yield TensorFile(file, kind)
+            yield TensorFile(file, size, kind)
         except _FAULTS as fault:
-            raise ValueError(f"{os.fspath(path)}: {fault}") from fault
+            missing = "the document lacks " if isinstance(fault, KeyError) else ""
+            raise ValueError(f"{path}: {missing}{str(fault)[:1000]}") from fault
 
 
 def read_file(path: Path, kind: str) -> Any:
@@ -330,7 +296,7 @@ def check_like(name: str, value: Any, like: Any) -> None:
     name
         What it is, for messages.
     value
-        A document or a part of one.
+        A document or a part of one, or of its outline.
     like
         A mapping or a sequence of descriptions (the same keys, the same length), an array (the same shape
         and dtype), a range (an integer in it), None, or a type: exactly that one, `float` for a finite
@@ -351,56 +317,25 @@ def check_like(name: str, value: Any, like: Any) -> None:
         for index, item in enumerate(like):
             check_like(f"{name}[{index}]", value[index], item)
     elif isinstance(like, np.ndarray):
-        if not isinstance(value, np.ndarray) or (value.shape, value.dtype) != (like.shape, like.dtype):
+        if not isinstance(value, (np.ndarray, TensorInfo)) or (value.shape, value.dtype) != (
+            like.shape,
+            like.dtype,
+        ):
             raise ValueError(f"{name} is not an array of {like.dtype} with shape {like.shape}")
     elif isinstance(like, range):
         if type(value) is not int or value not in like:
             raise ValueError(
-                f"{name} is {_short(value)}, expected an integer from {like.start} to {like.stop - 1}"
+                f"{name} is {short(value)}, expected an integer from {like.start} to {like.stop - 1}"
             )
     elif like is None:
         if value is not None:
-            raise ValueError(f"{name} is {_short(value)}, expected null")
+            raise ValueError(f"{name} is {short(value)}, expected null")
     elif like is not object and (type(value) is not like or (like is float and not math.isfinite(value))):
         finite = "a finite " if like is float else ""
-        raise ValueError(f"{name} is {_short(value)}, expected {finite}{like.__name__}")
+        raise ValueError(f"{name} is {short(value)}, expected {finite}{like.__name__}")
 
 
-def _short(value: Any) -> str:
-    """For a message, however long it is in a hostile file."""
-    return repr(value)[:80] if isinstance(value, (int, float)) else repr(str(value)[:80])
-
-
-def _some(names: Iterable[str]) -> str:
-    """A few names for a message, however many a hostile file has."""
-    names = sorted(names)
-    return ", ".join(map(_short, names[:3])) + (", ..." if len(names) > 3 else "")
-
-
-def _parse(text: str | bytes) -> Any:
-    """JSON, without what Python adds to it (NaN, repeated keys, numbers too large for a float)."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) != len(items):
-            counts = Counter(name for name, _ in items)
-            raise ValueError(f"repeated: {_some(name for name in counts if counts[name] > 1)}")
-        return result
-
-    def constant(name: str) -> float:
-        raise ValueError(f"{name} is no JSON number")
-
-    def number(digits: str) -> float:
-        value = float(digits)
-        return value if math.isfinite(value) else constant(digits[:20])
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
-
-
-def _read_header(file: BufferedReader, size: int) -> dict[str, Any]:
+def _read_header(file: io.BufferedIOBase, size: int) -> dict[str, Any]:
     if size < 8:
         raise ValueError(f"not a safetensors file: {size} bytes are too few")
     length = int.from_bytes(file.read(8), "little")
@@ -408,10 +343,10 @@ def _read_header(file: BufferedReader, size: int) -> dict[str, Any]:
         raise ValueError(
             f"incomplete or not a safetensors file: a header of {length} bytes in a file of {size}"
         )
-    if length > MAX_HEADER:
-        raise ValueError(f"the header has {length} bytes, expected at most {MAX_HEADER}")
+    if length > MAX_BYTES:
+        raise ValueError(f"the header has {length} bytes, expected at most {MAX_BYTES}")
     try:
-        header = _parse(file.read(length).decode())
+        header = parse_json(file.read(length))
     except ValueError as fault:
         raise ValueError(f"the header is not sound JSON: {fault}") from None
     if not isinstance(header, dict):
@@ -423,13 +358,13 @@ def _as_content(metadata: Any, kind: str) -> dict[str, Any]:
     """What `write_file` put into the metadata."""
     if not isinstance(metadata, dict) or not isinstance(metadata.get("fastrnn"), str):
         raise ValueError("not written by fastrnn: the metadata have no entry 'fastrnn'")
-    content = _parse(metadata["fastrnn"])
+    content = parse_json(metadata["fastrnn"])
     if len(metadata) > 1 or not isinstance(content, dict) or not {"kind", "version"} <= content.keys():
         raise ValueError("the metadata are not as fastrnn writes them")
     if content["version"] != VERSION or content["version"] is True:
-        raise ValueError(f"the format has version {_short(content['version'])}, expected {VERSION}")
+        raise ValueError(f"the format has version {short(content['version'])}, expected {VERSION}")
     if content["kind"] != kind:
-        raise ValueError(f"the file is a {_short(content['kind'])}, expected a {kind!r}")
+        raise ValueError(f"the file is a {short(content['kind'])}, expected a {kind!r}")
     if content.keys() - {"sha256"} != {"kind", "version", "document"}:
         raise ValueError("the metadata have no document, or unknown keys")
     return content
@@ -437,11 +372,13 @@ def _as_content(metadata: Any, kind: str) -> dict[str, Any]:
 
 def _as_tensor_infos(header: dict[str, Any], size: int) -> dict[str, TensorInfo]:
     """The entries of the header; their bytes must be the `size` bytes of the body, each just once."""
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"there are {len(header)} tensors, expected at most {MAX_TENSORS}")
     infos = {name: _as_tensor_info(name, entry) for name, entry in header.items()}
     position = 0
     for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
-            raise ValueError(f"tensor {_short(name)} begins at byte {info.begin}, expected {position}")
+            raise ValueError(f"tensor {short(name)} begins at byte {info.begin}, expected {position}")
         position = info.end
     if position != size:
         raise ValueError(f"the tensors take {position} bytes, but the file has {size} for them")
@@ -449,12 +386,12 @@ def _as_tensor_infos(header: dict[str, Any], size: int) -> dict[str, TensorInfo]
 
 
 def _as_tensor_info(name: str, entry: Any) -> TensorInfo:
-    fault = f"the entry of tensor {_short(name)} is wrong: "
+    fault = f"the entry of tensor {short(name)} is wrong: "
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{fault}expected dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in _DTYPES:
-        raise ValueError(f"{fault}dtype is {_short(code)}, expected one of {list(_DTYPES)}")
+        raise ValueError(f"{fault}dtype is {short(code)}, expected one of {list(_DTYPES)}")
     if not _are_sizes(shape) or len(shape) > 32:
         raise ValueError(f"{fault}the shape is not a list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2:
@@ -463,7 +400,7 @@ def _as_tensor_info(name: str, entry: Any) -> TensorInfo:
     begin, end = offsets
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{fault}{end - begin} bytes for {code} of shape {tuple(shape)}")
-    return TensorInfo(dtype, tuple(shape), begin, end)
+    return TensorInfo(dtype.newbyteorder("="), tuple(shape), begin, end)
 
 
 def _are_sizes(value: Any) -> bool:
@@ -471,11 +408,11 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _as_array(info: TensorInfo, data: Array) -> Array:
-    array = data.view(info.dtype).reshape(info.shape)
-    return np.require(array.astype(info.dtype.newbyteorder("="), copy=False), requirements="A")
+    array = data.view(info.dtype.newbyteorder("<")).reshape(info.shape)
+    return np.require(array.astype(info.dtype, copy=False), requirements="A")
 
 
-def _unpack(value: Any, arrays: dict[str, Array]) -> Any:
+def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
     """Undo `_pack`; each array is taken out of `arrays`."""
     if isinstance(value, list):
         return [_unpack(item, arrays) for item in value]
@@ -484,7 +421,7 @@ def _unpack(value: Any, arrays: dict[str, Array]) -> Any:
     if "$tensor" in value:
         name = value["$tensor"]
         if len(value) != 1 or not isinstance(name, str) or name not in arrays:
-            raise ValueError(f"tensor {_short(name)} is missing")
+            raise ValueError(f"tensor {short(name)} is missing")
         return arrays.pop(name)
     if "$float" in value:
         if len(value) != 1 or value["$float"] not in ("inf", "-inf", "nan"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import importlib.util
 import math
@@ -84,7 +85,7 @@ def _train_and_show(arguments: argparse.Namespace) -> int:
     _check_files(arguments.files, arguments.out, run.csv, arguments.plot)  # --csv may be the checkpoint's
     tokenizer, training, validation = _prepare(text, run.recipe)
     model = _build(run.recipe, tokenizer.vocab_size, steps=training[0].shape[1])
-    model.metadata = {"tokenizer": tokenizer.to_json(), "recipe": asdict(run.recipe)}
+    model.metadata = {"tokenizer": _as_readable_json(tokenizer), "recipe": asdict(run.recipe)}
     _introduce(arguments.files, len(text), tokenizer, model, run.recipe)
 
     with _blaming_checkpoint(arguments):
@@ -290,6 +291,8 @@ def _read_text(files: Sequence[str]) -> str:
 def _read_file(path: str) -> str:
     name = "standard input" if path == "-" else path
     with _naming(name):
+        if Path(path).is_char_device() or Path(path).is_block_device():  # a pipe, as of <(...), has an end
+            raise OSError(errno.EINVAL, "Is a device, which may have no end")
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -324,6 +327,19 @@ def _prepare(text: str, recipe: Recipe) -> tuple[Tokenizer, Rows, Rows | None]:
         return tokenizer, training, None
     rows = min(VALIDATION_ROWS, len(held_out_ids) - 1)
     return tokenizer, training, language_model_rows(held_out_ids, rows)
+
+
+def _as_readable_json(tokenizer: Tokenizer) -> str:
+    """The tokenizer for the model's file; ValueError now, before the training, if it could not be read."""
+    from .text import Tokenizer
+
+    text = tokenizer.to_json()
+    try:
+        Tokenizer.from_json(text)
+    except ValueError as fault:
+        size = f"a vocabulary of {tokenizer.vocab_size:,} tokens is too large"
+        raise ValueError(f"{size}: {fault}; choose a smaller --max-vocab") from None
+    return text
 
 
 def _least_size(recipe: Recipe) -> int:

@@ -18,7 +18,7 @@ from . import losses, optimizers
 from .arguments import Array, as_flag, as_generator, as_ids, as_list, as_number, as_size
 from .base import Gradients, Layer, State
 from .callbacks import Callback, History
-from .checkpoint import Path, as_path, write_file
+from .checkpoint import Path, as_path, check_json, write_file
 from .data import Samples
 from .layers import Dense, Dropout, Embedding, LastStep
 from .losses import CategoricalCrossentropy, Loss, SparseCategoricalCrossentropy
@@ -559,18 +559,22 @@ class Sequential(Layer):
         Raises
         ------
         TypeError
-            If a layer isn't one of this library's own, or metadata aren't JSON. Nothing has changed then.
-        """
-        from .saving import LAYERS  # which imports this module
+            If a layer, the optimizer or the loss isn't one of this library's own, or metadata aren't JSON.
+        ValueError
+            If metadata are nested too deeply or too large for `load`.
 
-        for index, layer in enumerate(self.layers):
-            if LAYERS.get(type(layer).__name__) is not type(layer):
-                raise TypeError(
-                    f"save: layer {index} is {type(layer).__name__}, expected one of {list(LAYERS)}"
-                )
-        if metadata is not None and not isinstance(metadata, Mapping):
+        Notes
+        -----
+        Nothing is written if it could not be loaded; the file and the model are then as they were.
+        """
+        from .saving import check_savable  # which imports this module
+
+        metadata = self.metadata if metadata is None else metadata
+        if not isinstance(metadata, Mapping):
             raise TypeError(f"save: metadata is {type(metadata).__name__}, expected a mapping")
-        metadata = self.metadata if metadata is None else dict(metadata)
+        metadata = dict(metadata)
+        check_json("save: metadata", metadata)
+        check_savable(self)
         document = {**self._describe(), "metadata": metadata, "parameters": self._parameters}
         write_file(as_path("save", path), "model", document)
         self.metadata = metadata

@@ -20,6 +20,8 @@ LAYERS: dict[str, type[Layer]] = {
     layer.__name__: layer for layer in (RNN, LSTM, GRU, Embedding, Dense, Dropout, LastStep)
 }
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+#: More would take long to build, because `Sequential` compares each with all before it.
+MAX_LAYERS = 1000
 
 
 def load(path: Path, *, rng: int | np.random.Generator | None = None) -> Sequential:
@@ -65,36 +67,57 @@ def load(path: Path, *, rng: int | np.random.Generator | None = None) -> Sequent
             raise ValueError("the metadata are not an object")
         model = Sequential(_build_layers(document["layers"], file.tensors, generator), rng=generator)
         _compare(model.parameters, file.tensors)
-        _compile(model, document["compile"])
+        if document["compile"] is not None:
+            model.compile(**_compile_options(document["compile"]))
         content = file.read_document()
         model.metadata = content["metadata"]
         model.load_state_dict(content["parameters"])
     return model
 
 
+def check_savable(model: Sequential) -> None:
+    """TypeError or ValueError unless `load` could make the layers, the optimizer and the loss again."""
+    if len(model.layers) > MAX_LAYERS:
+        raise ValueError(f"save: the model has {len(model.layers)} layers, expected at most {MAX_LAYERS}")
+    for index, layer in enumerate(model.layers):
+        if LAYERS.get(type(layer).__name__) is not type(layer):
+            raise TypeError(f"save: layer {index} is {type(layer).__name__}, expected one of {list(LAYERS)}")
+    if model._optimizer is None or model._loss is None:
+        return
+    try:
+        options = _compile_options(model._describe()["compile"])
+    except (ValueError, TypeError) as fault:
+        raise TypeError(f"save: the model could not be compiled again: {fault}") from fault
+    rates = model._optimizer.learning_rate, options["optimizer"].learning_rate
+    pairs = [(model._optimizer, options["optimizer"]), (model._loss, options["loss"]), rates]
+    for own, again in pairs:
+        if type(own) is not type(again):
+            raise TypeError(f"save: {type(own).__name__} would be loaded as {type(again).__name__}")
+
+
 def _build_layers(
     entries: Any, tensors: Mapping[str, TensorInfo], generator: np.random.Generator
 ) -> list[Layer]:
     """The layers of the file, if its tensors are large enough for them."""
-    if not isinstance(entries, list):
-        raise ValueError("the layers are not a list")
-    present = np.zeros(len(entries), object)  # exact, however large
+    if not isinstance(entries, list) or len(entries) > MAX_LAYERS:
+        raise ValueError(f"the layers are not a list of at most {MAX_LAYERS}")
+    present = np.zeros((len(entries), 2), object)  # tensors, and numbers in them: exact, however large
     for name, info in tensors.items():
         prefix, _, rest = name.removeprefix("parameters/").partition(".")
         index = int(prefix) if prefix.isascii() and prefix.isdigit() and len(prefix) < 9 else len(entries)
         if not rest or index >= len(entries):
             raise ValueError(f"tensor {name[:80]!r} belongs to no layer")
-        present[index] += (info.end - info.begin) // info.dtype.itemsize
+        present[index] += 1, (info.end - info.begin) // info.dtype.itemsize
     layers = []
     for index, entry in enumerate(entries):
         try:
-            layers.append(_build_layer(entry, present[index], generator))
+            layers.append(_build_layer(entry, tuple(present[index]), generator))
         except (ValueError, TypeError) as fault:
             raise ValueError(f"layer {index}: {fault}") from fault
     return layers
 
 
-def _build_layer(entry: Any, present: int, generator: np.random.Generator) -> Layer:
+def _build_layer(entry: Any, present: tuple[int, int], generator: np.random.Generator) -> Layer:
     if not isinstance(entry, dict) or entry.keys() != {"class", "config"}:
         raise ValueError("the entry does not have a class and a config")
     name, config = entry["class"], entry["config"]
@@ -103,32 +126,35 @@ def _build_layer(entry: Any, present: int, generator: np.random.Generator) -> La
     layer = LAYERS[name]
     if not isinstance(config, dict) or not set(config) <= set(layer._options):
         raise ValueError(f"the config of {name} is not an object with the keys {list(layer._options)}")
-    needed = _fewest_numbers(name, config)
-    if needed > present:
-        raise ValueError(f"{name} has at least {needed} weights, but the file holds {present} for it")
+    for needed, count, what in zip(_fewest(name, config), present, ("tensors", "weights"), strict=True):
+        if needed > count:
+            raise ValueError(f"{name} has at least {needed} {what}, but the file holds {count} for it")
     options: dict[str, Any] = dict(config)
     if name != "LastStep":
         options["rng"] = generator
     return layer(**options)
 
 
-def _fewest_numbers(name: str, config: Mapping[str, Any]) -> int:
-    """How many numbers the weight matrices of such a layer hold; with biases they are at most twice that."""
+def _fewest(name: str, config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many weight matrices such a layer has, and how many numbers are in them.
+
+    With biases and projections it has at most five arrays for two of these, and at most twice the numbers.
+    """
 
     def size(key: str, default: int = 0) -> int:
         value = config.get(key, default)
         return value if isinstance(value, int) and value > 0 else 0  # the layer rejects the others
 
     if name == "Embedding":
-        return size("input_dim") * size("output_dim")
+        return 1, size("input_dim") * size("output_dim")
     if name == "Dense":
-        return size("input_size") * size("units")
+        return 1, size("input_size") * size("units")
     if name not in _GATES:
-        return 0
+        return 0, 0
     D = 2 if config.get("bidirectional") else 1
     H, L = size("hidden_size"), size("num_layers", 1)
     P = size("proj_size") or H
-    return D * _GATES[name] * H * (size("input_size") + P + (L - 1) * (D * P + P))
+    return 2 * D * L, D * _GATES[name] * H * (size("input_size") + P + (L - 1) * (D * P + P))
 
 
 def _compare(parameters: Mapping[str, Array], tensors: Mapping[str, TensorInfo]) -> None:
@@ -138,22 +164,20 @@ def _compare(parameters: Mapping[str, Array], tensors: Mapping[str, TensorInfo])
         if name not in expected or name not in tensors:
             raise ValueError(f"tensor {name[:80]!r} is {'unexpected' if name in tensors else 'missing'}")
         want, have = expected[name], tensors[name]
-        if have.shape != want.shape or have.dtype.newbyteorder("=") != want.dtype:
+        if have.shape != want.shape or have.dtype != want.dtype:
             raise ValueError(
                 f"tensor {name!r} is {have.dtype} {have.shape}, expected {want.dtype} {want.shape}"
             )
 
 
-def _compile(model: Sequential, options: Any) -> None:
-    if options is None:
-        return
+def _compile_options(options: Any) -> dict[str, Any]:
+    """The arguments of ``model.compile``."""
     if not isinstance(options, dict) or options.keys() != {"optimizer", "loss", "clip_norm", "clip_value"}:
         raise ValueError("the compile options do not have the right keys")
     if not isinstance(options["optimizer"], dict) or not isinstance(options["loss"], dict):
         raise ValueError("the optimizer and the loss are not objects")
-    model.compile(
-        optimizers.from_config(options["optimizer"]),
-        losses.from_config(options["loss"]),
-        clip_norm=options["clip_norm"],
-        clip_value=options["clip_value"],
-    )
+    return {
+        **options,
+        "optimizer": optimizers.from_config(options["optimizer"]),
+        "loss": losses.from_config(options["loss"]),
+    }

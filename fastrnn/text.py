@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arguments import as_fraction, as_ids, as_real, as_size, check_ndim, show
+from .files import MAX_BYTES, as_path, open_regular, parse_json, short, write_atomically
 
 Ids = NDArray[np.int32]
 _TextOrIds = TypeVar("_TextOrIds", str, NDArray[Any])
@@ -26,6 +27,8 @@ class Tokenizer:
 
     #: Name of the kind of tokenizer in JSON.
     kind: ClassVar[str]
+    #: One token, known or not; all that it finds in a text, joined, are the text.
+    _PIECE: ClassVar[re.Pattern[str]]
 
     def __init__(self, unknown: str | None = None) -> None:
         if unknown is not None and not isinstance(unknown, str):
@@ -82,34 +85,45 @@ class Tokenizer:
 
         ``Tokenizer.from_json`` gives the kind that the text names; on a subclass, the kind must fit.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"{cls.__name__}.from_json: text is {type(text).__name__}, expected str")
+        return cls._read(text)
+
+    @classmethod
+    def _read(cls, text: str | bytes) -> Self:
         options = _read_object(text)
         kinds: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (CharTokenizer, WordTokenizer)}
         kind = kinds.get(options["tokenizer"])
         tokenizer = None if kind is None else kind(unknown=options["unknown"])
         if not isinstance(tokenizer, cls):
-            raise ValueError(f"{cls.__name__}: the text holds a tokenizer {options['tokenizer']!r}")
+            raise ValueError(f"{cls.__name__}: the text holds a tokenizer {short(options['tokenizer'])}")
         tokenizer._set_vocabulary(options["vocabulary"])
         return tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tokenizer to a JSON file; whatever happens, the file is the old one or the new one."""
-        from .checkpoint import write_atomically
+        """Write the tokenizer to a JSON file; whatever happens, the file is the old one or the new one.
 
-        write_atomically(path, (self.to_json() + "\n").encode("ascii"))
-
-    def _pieces(self, text: str) -> Iterable[str]:
-        """`text` cut into tokens, known or not; joined, they are the text."""
-        raise NotImplementedError
+        ValueError if `load_tokenizer` would not give the same tokenizer back; nothing is written then.
+        """
+        owner = f"{type(self).__name__}.save"
+        path, text = as_path(owner, path), self.to_json()
+        try:
+            again = Tokenizer.from_json(text)
+        except ValueError as fault:
+            raise ValueError(f"{owner}: the tokenizer could not be read again: {fault}") from None
+        if (again.unknown, again.vocabulary) != (self.unknown, self.vocabulary):
+            raise ValueError(f"{owner}: a token has two surrogates that JSON reads as one character")
+        write_atomically(path, (text + "\n").encode("ascii"))
 
     def _set_vocabulary(self, tokens: list[str]) -> None:
         """Take `tokens` if they could have come from `fit`; ValueError otherwise."""
         if self.unknown is not None and tokens[:1] != [self.unknown]:
-            raise ValueError(f"vocabulary does not start with the unknown token {self.unknown!r}")
+            raise ValueError(f"vocabulary does not start with the unknown token {short(self.unknown)}")
         if len(set(tokens)) != len(tokens):
             raise ValueError("vocabulary holds a token twice")
         for token in tokens if self.unknown is None else tokens[1:]:
-            if list(self._pieces(token)) != [token]:
-                raise ValueError(f"vocabulary holds {token!r}, which is not one {self.kind} token")
+            if self._PIECE.fullmatch(token) is None:
+                raise ValueError(f"vocabulary holds {short(token)}, which is not one {self.kind} token")
         self._index(tokens)
 
     def _index(self, tokens: list[str]) -> None:
@@ -152,6 +166,7 @@ class CharTokenizer(Tokenizer):
     """
 
     kind = "char"
+    _PIECE = re.compile(".", re.DOTALL)
 
     def __init__(self, unknown: str | None = None) -> None:
         self._codes: NDArray[np.uint32]
@@ -179,9 +194,6 @@ class CharTokenizer(Tokenizer):
             position = int(np.argmin(known))
             raise self._reject(text[position], position)
         return slots.astype(np.int32)
-
-    def _pieces(self, text: str) -> Iterable[str]:
-        return text
 
     def _index(self, tokens: list[str]) -> None:
         codes = _code_points("".join(tokens if self.unknown is None else tokens[1:]))
@@ -215,7 +227,7 @@ class WordTokenizer(Tokenizer):
     """
 
     kind = "word"
-    _PIECE: ClassVar[re.Pattern[str]] = re.compile(r"\w+|\W")
+    _PIECE = re.compile(r"\w+|\W")
 
     def __init__(self, max_vocab: int | None = None, unknown: str | None = "<unk>") -> None:
         self._ids: dict[str, int]
@@ -227,7 +239,7 @@ class WordTokenizer(Tokenizer):
     def fit(self, text: str) -> Self:
         """Learn the tokens of `text`, in place of any learnt before; returns the tokenizer."""
         self._check_text("fit", text)
-        counts = Counter(self._pieces(text))
+        counts = Counter(self._PIECE.findall(text))
         counts.pop(self.unknown or "", None)
         tokens = sorted(counts, key=lambda token: (-counts[token], token))
         return self._learn(tokens if self.max_vocab is None else tokens[: self.max_vocab - 1])
@@ -239,7 +251,7 @@ class WordTokenizer(Tokenizer):
         if the tokenizer has no unknown token.
         """
         self._check_text("encode", text)
-        pieces = self._pieces(text)
+        pieces = self._PIECE.findall(text)
         if self.unknown is not None:
             return np.array([self._ids.get(piece, 0) for piece in pieces], np.int32)
         try:
@@ -247,9 +259,6 @@ class WordTokenizer(Tokenizer):
         except KeyError:
             missing = next(m for m in self._PIECE.finditer(text) if m.group() not in self._ids)
             raise self._reject(missing.group(), missing.start()) from None
-
-    def _pieces(self, text: str) -> list[str]:
-        return self._PIECE.findall(text)
 
     def _index(self, tokens: list[str]) -> None:
         self._tokens, self._ids = tokens, {token: i for i, token in enumerate(tokens)}
@@ -273,14 +282,14 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     ValueError
         For a file that is not a whole and valid tokenizer; names the file and the fault.
     OSError
-        If the file cannot be read.
+        If the file cannot be read, or is no regular file.
     """
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        return Tokenizer.from_json(data.decode("utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise ValueError(f"{os.fspath(path)}: not a tokenizer: {error}") from None
+    path = as_path("load_tokenizer", path)
+    with open_regular(path) as (file, size):
+        try:
+            return Tokenizer._read(file.read(min(size, MAX_BYTES + 1)))  # that byte is what `_read` refuses
+        except ValueError as error:
+            raise ValueError(f"{path}: not a tokenizer: {str(error)[:1000]}") from None
 
 
 def language_model_rows(ids: ArrayLike, batch_size: int) -> tuple[Ids, Ids]:
@@ -314,7 +323,7 @@ def language_model_rows(ids: ArrayLike, batch_size: int) -> tuple[Ids, Ids]:
     steps = (len(array) - 1) // batch_size
     if steps < 1:
         raise ValueError(
-            f"language_model_rows: {len(array)} tokens are too few for batch_size = {batch_size}, "
+            f"language_model_rows: ids has {len(array)} tokens, too few for batch_size = {batch_size}: "
             f"expected at least {batch_size + 1}"
         )
     array = array.astype(np.int32)
@@ -352,21 +361,16 @@ def _code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
 
 
-def _read_object(text: str) -> dict[str, Any]:
+def _read_object(text: str | bytes) -> dict[str, Any]:
     """The JSON object in `text`, its keys and their types checked; ValueError otherwise."""
-    if not isinstance(text, str):
-        raise TypeError(f"Tokenizer.from_json: text is {type(text).__name__}, expected str")
-    try:
-        options = json.loads(text)
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
+    options = parse_json(text)
     expected = {"tokenizer", "unknown", "vocabulary"}
     if not isinstance(options, dict) or set(options) != expected:
         raise ValueError(f"expected a JSON object with exactly the keys {sorted(expected)}")
     if not isinstance(options["tokenizer"], str):
-        raise ValueError(f"tokenizer is {options['tokenizer']!r}, expected a string")
+        raise ValueError(f"tokenizer is {short(options['tokenizer'])}, expected a string")
     if not isinstance(options["unknown"], str | None) or options["unknown"] == "":
-        raise ValueError(f"unknown is {options['unknown']!r}, expected a string or null")
+        raise ValueError(f"unknown is {short(options['unknown'])}, expected a string or null")
     if not _is_list_of_strings(options["vocabulary"]):
         raise ValueError("vocabulary is not a list of strings")
     return options

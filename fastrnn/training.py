@@ -26,7 +26,7 @@ from . import schedules
 from .arguments import Array, as_flag, as_list, as_size, is_integer, show
 from .base import State
 from .callbacks import Callback, History
-from .checkpoint import Path, as_path, check_like, read_file, write_file
+from .checkpoint import Path, as_path, check_like, open_file, write_file
 from .data import Chunk, Samples
 from .progress import Progress
 
@@ -247,7 +247,7 @@ class Run:
         if best is None or value < best.value:
             best = _Best(value, position.epoch, self.model.state_dict())
         with deferred_interrupt():  # either the epoch has been, or it has not
-            self._best, self._logs = best, logs
+            self._best, self._logs = best, dict(logs)  # callbacks may add to theirs
             self.history.append(position.epoch, logs)
         self._progress.end(position.epoch, logs)
         self._call("on_epoch_end", position.epoch, logs)
@@ -328,16 +328,12 @@ class Run:
         }
 
     def _resume(self, path: Path) -> None:
-        document = read_file(path, "checkpoint")
-        try:
-            check_like("the document", document, dict.fromkeys(self._document(), object))
-            self._compare(document["settings"])
-            rate = self._check(document)
+        with open_file(path, "checkpoint") as file:
+            rate = self._check(file.outline())
+            document = file.read_document()
+            self._check_values(document)
             for callback, state in zip(self.callbacks, document["callbacks"], strict=True):
                 callback.load_state_dict(state)
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as fault:
-            missing = "the document lacks " if isinstance(fault, KeyError) else ""
-            raise ValueError(f"{os.fspath(path)}: {missing}{fault}") from fault
         self._optimizer.learning_rate = rate  # a callback may have changed it
         self._restore(document)
 
@@ -349,22 +345,24 @@ class Run:
                 raise ValueError(f"the run was begun with {name} = {was}, now it is {value}")
 
     def _check(self, document: Mapping[str, Any]) -> float | schedules.Schedule:
-        """ValueError unless this run could have written `document`; returns the learning rate.
+        """ValueError unless this run could have written what `document` outlines; returns the learning rate.
 
-        Nothing has been changed when it raises, and nothing can fail in `_restore` after it.
+        No tensor has been read yet, because a hostile file may have tensors of any size; only the callbacks
+        know the sizes of theirs. After this and `_check_values`, nothing can fail in `_restore`.
         """
+        check_like("the document", document, dict.fromkeys(self._document(), object))
+        self._compare(document["settings"])
         parameters = dict(self.model.parameters)
         history, best = document["history"], document["best"]
         check_like("history", history, {"history": object, "epoch": list, "losses": object})
         epochs = len(history["epoch"])
         values = {name: [float] * epochs for name in self._metrics} if epochs else {}
-        losses = np.zeros(np.size(history["losses"]))
-        check_like(
-            "history",
-            history,
-            {"history": values, "epoch": [range(i, i + 1) for i in range(epochs)], "losses": losses},
-        )
+        numbers = [range(i, i + 1) for i in range(epochs)]
+        check_like("history", history, {"history": values, "epoch": numbers, "losses": object})
         self._check_position(document["position"], epochs)
+        most = (epochs + 1) * math.prod(self._parts())  # chunks without targets make no update
+        size = min(most, math.prod(getattr(history["losses"], "shape", ())))
+        check_like("history.losses", history["losses"], np.broadcast_to(0.0, size))
         check_like("parameters", document["parameters"], parameters)
         check_like("logs", document["logs"], dict.fromkeys(values, float))
         weights = {"value": float, "epoch": range(epochs), "weights": parameters}
@@ -377,13 +375,27 @@ class Run:
         for generator, state in zip(generators, document["generators"], strict=True):
             _check_generator(generator.bit_generator, state)
         rate = document["learning_rate"]
+        if rate == self._settings["compile"]["optimizer"]["learning_rate"]:
+            return self._optimizer.learning_rate  # perhaps a schedule of the user's
         if isinstance(rate, dict):
             return schedules.from_config(rate)
         return schedules.as_number("fit", "learning_rate", rate)
 
-    def _check_position(self, position: Any, epochs: int) -> None:
+    def _check_values(self, document: Mapping[str, Any]) -> None:
+        """ValueError for what only the values of a document's arrays tell."""
+        iterations = document["optimizer"]["iterations"]
+        if iterations < 0:
+            raise ValueError(f"optimizer.iterations is {iterations}, expected at least 0")
+        for generator, state in zip(self.model._generators(), document["generators"], strict=True):
+            copy.deepcopy(generator.bit_generator).state = state  # NumPy's own checks
+
+    def _parts(self) -> tuple[int, int]:
+        """(batches of an epoch, chunks of a batch)."""
         N, T = self.samples.x.shape[:2]
-        batches, chunks = -(-N // self.batch_size), -(-T // self.truncate) if self.truncate else 1
+        return -(-N // self.batch_size), -(-T // self.truncate) if self.truncate else 1
+
+    def _check_position(self, position: Any, epochs: int) -> None:
+        batches, chunks = self._parts()
         like: dict[str, Any] = {
             "epoch": range(epochs, epochs + 1),
             "batch": range(batches),
@@ -402,7 +414,7 @@ class Run:
         if position["seed"] is not None:
             check_like("position.seed", position["seed"], range(2**63))
         if position["states"] is not None:
-            B = min(self.batch_size, N - position["batch"] * self.batch_size)
+            B = min(self.batch_size, len(self.samples) - position["batch"] * self.batch_size)
             _, states = self.model._infer(self.samples.x[:B, :0].swapaxes(0, 1), None, None)
             check_like("position.states", position["states"], states)
 
@@ -413,8 +425,6 @@ class Run:
             slots, parameters = self._optimizer._slots(), self.model.parameters
             like |= {f"{slot}/{name}": value for slot in slots for name, value in parameters.items()}
         check_like("optimizer", state, like)
-        if state["iterations"] < 0:
-            raise ValueError(f"optimizer.iterations is {state['iterations']}, expected at least 0")
 
     def _restore(self, document: Mapping[str, Any]) -> None:
         """Take over what `_check` has found sound."""
@@ -444,7 +454,7 @@ _ENDS = {"pos": 624, "buffer_pos": 4}
 
 
 def _check_generator(generator: np.random.BitGenerator, state: Any) -> None:
-    """ValueError unless `state` is one that `generator` can take."""
+    """ValueError unless `state` has the form of those that `generator` takes."""
 
     def describe(name: str, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -453,4 +463,3 @@ def _check_generator(generator: np.random.BitGenerator, state: Any) -> None:
 
     own = dict(generator.state)
     check_like("generators", state, describe("", own) | {"bit_generator": str})
-    copy.deepcopy(generator).state = state  # NumPy's own checks

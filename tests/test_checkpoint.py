@@ -1,304 +1,32 @@
-"""Files that are whole or not there, and runs that go on as if nothing had happened."""
+"""Runs that are stopped go on from their checkpoint as if nothing had happened."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from fastrnn import checkpoint
 from fastrnn.callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback
-from fastrnn.checkpoint import read_file, write_atomically, write_file
+from fastrnn.checkpoint import read_file, write_file
 from fastrnn.layers import Dense, Dropout, Embedding
 from fastrnn.model import Sequential
 from fastrnn.optimizers import Adam
 from fastrnn.recurrent import GRU, LSTM
-from fastrnn.schedules import CosineDecay
+from fastrnn.schedules import CosineDecay, Schedule
 from fastrnn.training import _check_generator
-
-# ---- documents ------------------------------------------------------------------------------------
-
-
-def test_a_document_comes_back_with_its_arrays(tmp_path, rng):
-    document = {
-        "none": None,
-        "numbers": [1, -(2**130), 0.1, 1e-320, float("inf"), float("-inf"), True],
-        "numpy": [np.float64(0.1), np.int32(3), np.bool_(True)],
-        "text": 'é \ud800 "$',
-        "arrays": {
-            name: rng.normal(size=shape).astype(dtype)
-            for name, shape, dtype in [
-                ("a", (2, 3), "f4"),
-                ("b", (), "f8"),
-                ("c", (0, 5), "f4"),
-                ("d", 3, "u8"),
-            ]
-        },
-        "arrays/a": np.arange(3),
-        "strided": rng.normal(size=(4, 6))[::2, ::3].T,
-        "tuple": (np.ones(1), None),
-    }
-    write_file(tmp_path / "a", "checkpoint", document)
-    result = read_file(tmp_path / "a", "checkpoint")
-
-    assert list(result) == list(document)
-    for key in ("none", "numbers", "text"):
-        assert result[key] == document[key]
-    assert result["numpy"] == [0.1, 3, True]
-    for name, array in document["arrays"].items():
-        assert result["arrays"][name].dtype == array.dtype
-        assert result["arrays"][name].flags.aligned
-        np.testing.assert_array_equal(result["arrays"][name], array)
-    np.testing.assert_array_equal(result["arrays/a"], [0, 1, 2])
-    np.testing.assert_array_equal(result["strided"], document["strided"])
-    assert result["tuple"] == [1.0, None]
-    assert len(load_file(tmp_path / "a")) == 7, "the safetensors library reads the file too"
-
-
-def test_nan_comes_back(tmp_path):
-    write_file(tmp_path / "a", "checkpoint", {"x": float("nan")})
-    assert np.isnan(read_file(tmp_path / "a", "checkpoint")["x"])
-
-
-def test_the_same_document_gives_the_same_bytes(tmp_path):
-    files = []
-    for name in "ab":
-        write_file(tmp_path / name, "model", {"z": np.ones(2), "a": np.zeros(3), "m": {"b": 1, "a": 2}})
-        files.append((tmp_path / name).read_bytes())
-    assert files[0] == files[1]
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"x": {1, 2}},
-        {"x": {1: 2}},
-        {"x": {"$tensor": 1}},
-        {"x": np.array(["a"])},
-        {"x": np.array([1j])},
-        {"x": b""},
-    ],
-    ids=["set", "number as key", "reserved key", "strings", "complex", "bytes"],
-)
-def test_what_does_not_fit_is_refused_before_writing(tmp_path, document):
-    with pytest.raises(TypeError, match="x"):
-        write_file(tmp_path / "a", "model", document)
-    assert os.listdir(tmp_path) == []
-
-
-def test_metadata_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MAX_HEADER", 1000)
-    with pytest.raises(ValueError, match="more than 1000 bytes"):
-        write_file(tmp_path / "a", "model", {"x": "long" * 1000})
-    assert os.listdir(tmp_path) == []
-
-
-# ---- damage ---------------------------------------------------------------------------------------
-
-
-def raw(header: object, body: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + body
-
-
-def with_metadata(content: object, **tensors: object) -> dict[str, object]:
-    return {
-        "__metadata__": {"fastrnn": content if isinstance(content, str) else json.dumps(content)},
-        **tensors,
-    }
-
-
-CONTENT = {"kind": "model", "version": 1, "document": {}}
-
-
-def entry(dtype="F32", shape=(1,), begin=0, end=4):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-
-
-DAMAGED = {
-    "empty": (b"", "too few"),
-    "seven bytes": (b"1234567", "too few"),
-    "text": (b"this is no model at all", "header of"),
-    "longer header than file": ((2**63).to_bytes(8, "little") + b"{}", "header of"),
-    "no JSON": (raw(b"{{{{"), "not sound JSON"),
-    "not UTF-8": (raw(b'{"\xff": 1}'), "not sound JSON"),
-    "a list": (raw([]), "not a JSON object"),
-    "deep": (raw(b"[" * 100_000), "nested too deeply|sound JSON"),
-    "NaN": (raw(b'{"a": NaN}'), "NaN is no JSON"),
-    "1e999": (raw(b'{"a": 1e999}'), "1e999 is no JSON"),
-    "endless integer": (raw(b'{"a": ' + b"9" * 10_000 + b"}"), "sound JSON"),
-    "repeated name": (raw(b'{"a": 1, "a": 2}'), "repeated: 'a'"),
-    "no metadata": (raw({}), "not written by fastrnn"),
-    "foreign": (raw({"__metadata__": {"format": "pt"}}), "not written by fastrnn"),
-    "metadata no object": (raw({"__metadata__": 3}), "not written by fastrnn"),
-    "content no JSON": (raw(with_metadata("{")), "Expecting"),
-    "content a list": (raw(with_metadata([])), "not as fastrnn"),
-    "more metadata": (raw({"__metadata__": {"fastrnn": json.dumps(CONTENT), "x": ""}}), "not as fastrnn"),
-    "other version": (raw(with_metadata({**CONTENT, "version": 2})), "version 2"),
-    "true version": (raw(with_metadata({**CONTENT, "version": True})), "version True"),
-    "other kind": (
-        raw(with_metadata({**CONTENT, "kind": "checkpoint"})),
-        "is a 'checkpoint', expected a 'model'",
-    ),
-    "no document": (raw(with_metadata({"kind": "model", "version": 1})), "no document"),
-    "unknown key": (raw(with_metadata({**CONTENT, "x": 1})), "unknown keys"),
-    "wrong checksum": (raw(with_metadata({**CONTENT, "sha256": "0" * 64})), "checksum"),
-    "entry no object": (raw(with_metadata(CONTENT, a=3)), "entry of tensor 'a'"),
-    "entry without shape": (raw(with_metadata(CONTENT, a={"dtype": "F32", "data_offsets": [0, 4]})), "'a'"),
-    "unknown dtype": (raw(with_metadata(CONTENT, a=entry("F8_E4M3")), b"1234"), "F8_E4M3"),
-    "dtype a list": (raw(with_metadata(CONTENT, a=entry(["F32"])), b"1234"), "dtype is"),
-    "negative size": (raw(with_metadata(CONTENT, a=entry(shape=(-1,))), b"1234"), "not a list of sizes"),
-    "size a float": (raw(with_metadata(CONTENT, a=entry(shape=(1.0,))), b"1234"), "not a list of sizes"),
-    "size a bool": (raw(with_metadata(CONTENT, a=entry(shape=(True,))), b"1234"), "not a list of sizes"),
-    "huge": (raw(with_metadata(CONTENT, a=entry(shape=(2**62, 2**62))), b"1234"), "4 bytes for F32"),
-    "huge and consistent": (raw(with_metadata(CONTENT, a=entry(shape=(2**60,), end=2**62)), b"1234"), "take"),
-    "65 dimensions": (raw(with_metadata(CONTENT, a=entry(shape=(1,) * 65)), b"1234"), "not a list of sizes"),
-    "three offsets": (
-        raw(with_metadata(CONTENT, a={"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}), b"1234"),
-        "not two sizes",
-    ),
-    "end before begin": (raw(with_metadata(CONTENT, a=entry(begin=4, end=0)), b"1234"), "-4 bytes"),
-    "overlap": (raw(with_metadata(CONTENT, a=entry(), b=entry()), b"1234"), "begins at byte 0, expected 4"),
-    "hole": (
-        raw(with_metadata(CONTENT, a=entry(begin=4, end=8)), b"12345678"),
-        "begins at byte 4, expected 0",
-    ),
-    "bytes left": (raw(with_metadata(CONTENT, a=entry()), b"12345"), "the file has 5"),
-    "bytes missing": (raw(with_metadata(CONTENT, a=entry()), b"123"), "the file has 3"),
-    "unmentioned tensor": (raw(with_metadata(CONTENT, a=entry()), b"1234"), "does not mention: 'a'"),
-    "missing tensor": (raw(with_metadata({**CONTENT, "document": {"$tensor": "b"}})), "'b' is missing"),
-    "tensor name a list": (raw(with_metadata({**CONTENT, "document": {"$tensor": [1]}})), "is missing"),
-    "false float": (raw(with_metadata({**CONTENT, "document": {"$float": "1"}})), r"\$float"),
-    "float a list": (raw(with_metadata({**CONTENT, "document": {"$float": [1]}})), r"\$float"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damage_is_a_value_error_with_file_and_fault(tmp_path, name):
-    data, message = DAMAGED[name]
-    path = tmp_path / "broken.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_file(path, "model")
-    assert str(caught.value).startswith(f"{path}: ")
-    assert len(str(caught.value)) < 1000
-
-
-def test_a_header_too_long_is_not_parsed(tmp_path):
-    path = tmp_path / "a"
-    with open(path, "wb") as file:  # sparse: the disk holds 8 bytes of it
-        file.write((1 << 40).to_bytes(8, "little"))
-        file.truncate(1 << 41)
-    with pytest.raises(ValueError, match="expected at most"):
-        read_file(path, "model")
-
-
-def test_every_bit_of_the_data_is_under_the_checksum(tmp_path):
-    path = tmp_path / "a"
-    write_file(path, "model", {"x": np.arange(4.0)})
-    data = bytearray(path.read_bytes())
-    data[-9] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match="checksum"):
-        read_file(path, "model")
-
-
-def test_a_file_of_another_program_is_refused(tmp_path):
-    save_file({"weight": np.ones((2, 2))}, tmp_path / "a")
-    with pytest.raises(ValueError, match="not written by fastrnn"):
-        read_file(tmp_path / "a", "model")
-
-
-def test_a_missing_file_is_file_not_found(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_file(tmp_path / "a", "model")
-
-
-# ---- atomic writing -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("fault", [OSError("no space"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, call, fault):
-    path = tmp_path / "a"
-    write_atomically(path, b"old")
-
-    def fail(*arguments):
-        raise fault
-
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(type(fault)):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a"]
-
-
-def test_the_data_are_synced_before_the_rename_and_the_directory_after(tmp_path, monkeypatch):
-    calls = []
-    fsync, replace = os.fsync, os.replace
-
-    def log_fsync(descriptor):
-        calls.append("directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
-        fsync(descriptor)
-
-    def log_replace(source, target):
-        assert Path(source).read_bytes() == b"data"
-        assert Path(source).parent == Path(target).parent
-        calls.append("rename")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", log_fsync)
-    monkeypatch.setattr(os, "replace", log_replace)
-    write_atomically(tmp_path / "a", b"data")
-    assert calls == ["file", "rename", "directory"]
-
-
-def test_a_symbolic_link_stays_one(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real" / "a")
-    write_atomically(tmp_path / "link", b"data")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real" / "a").read_bytes() == b"data"
-
-
-def test_the_mode_of_a_file_stays(tmp_path):
-    path = tmp_path / ("a" * 250)  # a temporary name longer than that would be too long
-    write_atomically(path, b"old")
-    path.chmod(0o640)
-    write_atomically(path, b"new")
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert path.read_bytes() == b"new"
-
-
-def test_only_regular_files_are_replaced(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    os.mkfifo("fifo")
-    os.mkdir("folder")
-    for path, error in (("fifo", OSError), ("folder", IsADirectoryError), ("new/", IsADirectoryError)):
-        with pytest.raises(error, match=path):
-            write_atomically(path, b"data")
-    with pytest.raises(FileNotFoundError, match="'none/a'"):
-        write_atomically("none/a", b"data")
-    with pytest.raises(ValueError, match="path is ''"):
-        write_atomically("", b"data")
-    for wrong in (3, None, b"a"):
-        with pytest.raises(TypeError, match="path is"):
-            write_atomically(wrong, b"data")
-    assert sorted(os.listdir()) == ["fifo", "folder"]
-
-
-# ---- runs that are stopped ------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -513,6 +241,97 @@ def test_a_learning_rate_that_a_callback_set_comes_back(tmp_path):
     train(tmp_path, Halve(), epochs=2)
     model, _ = train(tmp_path, Halve(), epochs=2, resume=True)
     assert model.optimizer.learning_rate == 0.25
+
+
+class Harmonic(Schedule):
+    name = "harmonic"
+    _options = ("initial",)
+
+    def __init__(self, initial):
+        self.initial = initial
+
+    def __call__(self, step):
+        return self.initial / (step + 1)
+
+
+def test_a_schedule_of_the_users_resumes(tmp_path):
+    def run(folder, epochs, **options):
+        model = Sequential([Dense(2, 2, rng=0)], rng=1)
+        model.compile(Adam(Harmonic(0.5)), "mse")
+        x = np.ones((4, 3, 2))
+        model.fit(x, x, epochs=epochs, verbose=0, checkpoint=folder / "run", **options)
+        return model
+
+    (tmp_path / "whole").mkdir()
+    whole = run(tmp_path / "whole", 3)
+    run(tmp_path, 1)
+    parts = run(tmp_path, 3, resume=True)
+    for name, value in whole.parameters.items():
+        np.testing.assert_array_equal(parts.parameters[name], value)
+
+
+def test_a_callback_may_add_to_the_logs(tmp_path):
+    class AddRate(Callback):
+        def on_epoch_end(self, epoch, logs):
+            logs["lr"] = 0.1
+
+    train(tmp_path, AddRate(), epochs=1)
+    _, history = train(tmp_path, AddRate(), epochs=2, resume=True)
+    assert len(history.epoch) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        ({1, 2}, TypeError),
+        (functools.reduce(lambda item, _: [item], range(200), 0), ValueError),
+        (np.array(["a"]), TypeError),
+    ],
+)
+def test_a_state_that_cannot_be_written_leaves_the_checkpoint_as_it_was(tmp_path, state, error):
+    class Change(Callback):
+        state = 1
+
+        def on_epoch_end(self, epoch, logs):
+            if epoch == 1:
+                self.state = state
+
+        def state_dict(self):
+            return {"state": self.state}
+
+    with pytest.raises(error, match="callbacks/2/state"):
+        train(tmp_path, Change(), checkpoint_every=None)
+    document = read_file(tmp_path / "run.safetensors", "checkpoint")
+    assert (document["history"]["epoch"], document["callbacks"][2]) == ([0], {"state": 1})
+
+
+@pytest.mark.parametrize(
+    "name", ["parameters/0.weight", "optimizer/m/0.weight", "best/weights/0.weight", "history/losses"]
+)
+def test_a_checkpoint_with_a_huge_tensor_is_refused_before_it_is_read(tmp_path, half_done, name):
+    path = tmp_path / "run.safetensors"
+    write_file(path, "checkpoint", half_done)
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    content = json.loads(header.pop("__metadata__")["fastrnn"])
+    del content["sha256"]
+    header[name]["shape"] = [1 << 29]
+    end = 0
+    for item in header.values():
+        begin, end = end, end + int(item["dtype"][1:]) // 8 * math.prod(item["shape"])
+        item["data_offsets"] = [begin, end]
+    data = json.dumps({"__metadata__": {"fastrnn": json.dumps(content)}, **header}).encode()
+    data = len(data).to_bytes(8, "little") + data
+    with open(path, "wb") as file:  # sparse, 2 or 4 GB
+        file.write(data)
+        file.truncate(len(data) + end)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(name.replace("/", ".", 1).split("/0")[0])):
+            train(tmp_path, LambdaCallback(), resume=True)
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

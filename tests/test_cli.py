@@ -6,14 +6,16 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import cli, commands, corpus, training
+from fastrnn import cli, commands, corpus, files, training
 from fastrnn.checkpoint import read_file, write_file
 from fastrnn.cli import main
 from fastrnn.generation import generate
@@ -143,6 +145,30 @@ def test_files_and_standard_input_are_read_in_turn(directory, monkeypatch, capsy
     tokenizer = Tokenizer.from_json(fastrnn.load("model.safetensors").metadata["tokenizer"])
     assert "\N{SNOWMAN}" in tokenizer.vocabulary
     assert "\r" not in tokenizer.vocabulary
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="a device of POSIX")
+def test_text_comes_from_files_and_pipes_not_from_devices(directory, capsys):
+    assert main(["train", "/dev/zero", *SMALL]) == 1
+    assert error_of(capsys) == "/dev/zero: Is a device, which may have no end"
+    os.mkfifo("fifo")
+    writer = threading.Thread(target=lambda: Path("fifo").write_text(TEXT, encoding="utf-8"))
+    writer.start()
+    assert main(["train", "fifo", *SMALL]) == 0
+    writer.join()
+
+
+def test_a_vocabulary_too_large_to_be_read_is_found_before_the_training(directory, monkeypatch, capsys):
+    monkeypatch.setattr(files, "MAX_MARKS", 20)
+    assert main(["train", "text.txt", *SMALL]) == 1
+    assert "tokens is too large: the JSON has" in error_of(capsys)
+    assert not Path("model.safetensors.ckpt").exists()
+
+
+def test_a_model_is_a_regular_file(directory, capsys):
+    os.mkfifo("fifo")
+    assert main(["generate", "fifo"]) == 1
+    assert error_of(capsys) == "fifo: Not a regular file"
 
 
 def test_progress_as_lines_and_as_a_bar(capsys):

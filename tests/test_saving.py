@@ -8,10 +8,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from fastrnn.layers import Dense, Dropout, Embedding, LastStep
-from fastrnn.losses import SparseCategoricalCrossentropy
+from fastrnn.losses import MeanSquaredError, SparseCategoricalCrossentropy
 from fastrnn.model import Sequential
 from fastrnn.optimizers import SGD
 from fastrnn.recurrent import GRU, LSTM, RNN
@@ -187,6 +189,10 @@ HOSTILE = {
     "layers an object": (put({}, "layers"), "layers are not a list"),
     "no layers": (put([], "layers"), "belongs to no layer"),
     "one layer less": (drop("layers", 2), "belongs to no layer"),
+    "a thousand layers too many": (
+        put([{"class": "Dropout", "config": {"rate": 0.1}}] * 2000, "layers"),
+        "at most 1000",
+    ),
     "document without layers": (drop("layers"), "not that of a model"),
     "document with more": (put(1, "x"), "not that of a model"),
     "metadata a list": (put([], "metadata"), "metadata are not an object"),
@@ -325,13 +331,135 @@ def test_only_value_errors_or_valid_models_come_out_of_broken_files(path, rng, c
     assert failed > (680 if checksum else 300)
 
 
-def test_metadata_that_cannot_be_saved_leave_the_model_as_it_was(tmp_path):
+def test_more_layers_in_one_than_tensors_in_the_file_are_not_built(tmp_path):
+    """A header of a few bytes, and zeros enough for the weights of a million layers."""
+    path = tmp_path / "m"
+    model = Sequential([RNN(1, 1, bias=False)])
+    model.save(path)
+    name, count = "parameters/0.weight_ih_l0", 2 * 10**6
+
+    def enlarge(entries):
+        entries[name].update(shape=[count, 1], data_offsets=[0, 4 * count])
+        del entries["parameters/0.weight_hh_l0"]
+
+    rewrite(path, set_config(0, num_layers=count // 2), header=enlarge, body=lambda data: bytes(4 * count))
+    with pytest.raises(ValueError, match="RNN has at least 2000000 tensors, but the file holds 1 for it"):
+        load(path)
+
+
+# ---- what is not saved ----------------------------------------------------------------------------
+
+
+def holding_itself():
+    metadata = {}
+    metadata["list"] = [metadata]
+    return metadata
+
+
+WRONG_METADATA = {
+    "set": ({"a": {1}}, TypeError, "save: metadata/a is set, expected JSON values"),
+    "array": ({"mean": np.zeros(2)}, TypeError, "save: metadata/mean is ndarray, expected JSON values"),
+    "array within": ({"a": [0, {"b": np.zeros(2)}]}, TypeError, "save: metadata/a/1/b is ndarray"),
+    "complex": ({"a": np.complex64(1)}, TypeError, "save: metadata/a is complex"),
+    "number as key": ({"a": {1: 2}}, TypeError, "save: metadata/a: a key is 1"),
+    "reserved key": ({"$a": 1}, TypeError, r"save: metadata: a key is '\$a'"),
+    "list": ([1], TypeError, "save: metadata is list, expected a mapping"),
+    "string": ("a", TypeError, "save: metadata is str, expected a mapping"),
+    "cycle": (
+        holding_itself(),
+        ValueError,
+        "save: metadata/list/0/.* more than 100 levels deep, or holds itself",
+    ),
+    "deep": (json.loads('{"a":' * 300 + "1" + "}" * 300), ValueError, "more than 100 levels deep"),
+    "integer": ({"a": 10**5000}, ValueError, "save: metadata/a is an integer of more than 640 digits"),
+    "surrogates": ({"a": "\ud83d\ude00"}, ValueError, "two surrogates"),
+    "too many": ({"a": [0] * 2**19}, ValueError, "save: metadata has more than 524288 values in it"),
+}
+
+
+@pytest.mark.parametrize("assigned", [False, True], ids=["given", "assigned"])
+@pytest.mark.parametrize("name", WRONG_METADATA)
+def test_metadata_that_could_not_be_loaded_change_neither_file_nor_model(tmp_path, name, assigned):
+    metadata, error, message = WRONG_METADATA[name]
+    path = tmp_path / "m"
     model = Sequential([Dense(1, 1)])
-    for wrong in ({"a": {1}}, [1]):
-        with pytest.raises(TypeError):
-            model.save(tmp_path / "m", metadata=wrong)
-        assert model.metadata == {}
-    model.save(tmp_path / "m")
-    for call in (model.save, load):
+    model.save(path, metadata={"a": "sound"})
+    before = path.read_bytes()
+    if assigned:
+        model.metadata = metadata
+    with pytest.raises(error, match=message):
+        model.save(path, metadata=None if assigned else metadata)
+    assert model.metadata == {"a": "sound"} or assigned
+    assert path.read_bytes() == before
+    assert load(path).metadata == {"a": "sound"}
+
+
+def test_a_path_is_needed(tmp_path):
+    for call in (Sequential([Dense(1, 1)]).save, load):
         with pytest.raises(TypeError, match="path is None"):
             call(None)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters()),
+    lambda items: st.lists(items) | st.dictionaries(st.text(st.characters()), items),
+)
+
+
+@given(st.dictionaries(st.text(st.characters()), JSON_VALUES))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_all_metadata_that_are_saved_come_back(tmp_path, metadata):
+    model = Sequential([Dense(1, 1)])
+    try:
+        model.save(tmp_path / "m", metadata=metadata)
+    except (TypeError, ValueError):  # a key with $ before it, two surrogates in a row
+        pass
+    else:
+        assert load(tmp_path / "m").metadata == metadata
+
+
+class OwnLoss(MeanSquaredError):
+    pass
+
+
+class OwnNamedLoss(MeanSquaredError):
+    name = "own"
+
+
+class OwnOptimizer(SGD):
+    name = "own"
+
+
+class OwnSchedule(StepDecay):
+    pass
+
+
+def negative_momentum():
+    optimizer = SGD(0.1, momentum=0.9)
+    optimizer.momentum = -1.0
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loss", "message"),
+    [
+        ("sgd", OwnLoss(), "OwnLoss would be loaded as MeanSquaredError"),
+        ("sgd", OwnNamedLoss(), "could not be compiled again: loss: name is 'own'"),
+        (OwnOptimizer(0.1), "mse", "could not be compiled again: optimizer: name is 'own'"),
+        (SGD(OwnSchedule(0.1, [1])), "mse", "OwnSchedule would be loaded as StepDecay"),
+        (negative_momentum(), "mse", "could not be compiled again: .*momentum is -1.0"),
+    ],
+)
+def test_compile_options_that_could_not_be_loaded_are_not_saved(tmp_path, optimizer, loss, message):
+    model = small_model()
+    model.compile(optimizer, loss)
+    with pytest.raises(TypeError, match=f"save: .*{message}"):
+        model.save(tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_layers_than_can_be_loaded_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="save: the model has 1001 layers, expected at most 1000"):
+        Sequential([Dropout(0.1) for _ in range(1001)]).save(tmp_path / "m")
+    Sequential([Dropout(0.1) for _ in range(1000)]).save(tmp_path / "m")
+    assert len(load(tmp_path / "m").layers) == 1000

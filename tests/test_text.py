@@ -2,10 +2,11 @@
 
 import json
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastrnn import corpus
@@ -145,6 +146,14 @@ def _text(**changes):
         (_text(vocabulary=["b", "a"]), "order of the code points"),
         (_text(tokenizer="word", vocabulary=["a b"]), "'a b', which is not one word token"),
         ("\udcff", "codec can't decode"),
+        (
+            '{"tokenizer": "char", "unknown": null, "vocabulary": [], "vocabulary": ["a"]}',
+            "repeated: 'vocabulary'",
+        ),
+        ('{"tokenizer": "char", "unknown": NaN, "vocabulary": []}', "NaN is no JSON number"),
+        (_text(vocabulary=["a", "b" * 10**6]), "b', which is not one char token"),
+        (_text(tokenizer="t" * 10**6), "t', expected|holds a tokenizer 't"),
+        (_text(unknown="u" * 10**6), "unknown token 'u"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_fault(text, fault, tmp_path):
@@ -153,6 +162,7 @@ def test_a_damaged_file_is_named_with_its_fault(text, fault, tmp_path):
     with pytest.raises(ValueError, match=fault) as error:
         load_tokenizer(path)
     assert str(path) in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_from_json_gives_the_kind_that_is_asked_for():
@@ -162,6 +172,66 @@ def test_from_json_gives_the_kind_that_is_asked_for():
         CharTokenizer.from_json(text)
     with pytest.raises(TypeError, match="text is bytes"):
         Tokenizer.from_json(text.encode())
+
+
+@pytest.mark.parametrize("character", [" ", "\N{EM DASH}"])
+def test_a_token_of_many_is_refused_without_cutting_it_up(character):
+    text = _text(tokenizer="word", vocabulary=[character * 10**6])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="is not one word token"):
+            Tokenizer.from_json(text)
+        assert tracemalloc.get_traced_memory()[1] < 2e7
+    finally:
+        tracemalloc.stop()
+
+
+def _spoilt(change):
+    tokenizer = WordTokenizer().fit("a b")
+    change(tokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "fault"),
+    [
+        (CharTokenizer(unknown="\ud83d\ude00"), "two surrogates"),
+        (_spoilt(lambda tokenizer: setattr(tokenizer, "unknown", "")), "unknown is ''"),
+        (
+            _spoilt(lambda tokenizer: setattr(tokenizer, "unknown", "c")),
+            "does not start with the unknown token",
+        ),
+        (_spoilt(lambda tokenizer: setattr(tokenizer, "kind", "mine")), "holds a tokenizer 'mine'"),
+        (_spoilt(lambda tokenizer: tokenizer._tokens.append("a b")), "not one word token"),
+    ],
+    ids=["surrogates", "empty", "other", "kind", "token"],
+)
+def test_what_could_not_be_loaded_is_not_saved(tokenizer, fault, tmp_path):
+    path = tmp_path / "t"
+    CharTokenizer().fit("ab").save(path)
+    with pytest.raises(ValueError, match=rf"Tokenizer\.save: .*{fault}"):
+        tokenizer.save(path)
+    assert load_tokenizer(path).vocabulary == ("a", "b")
+    for wrong in (None, 3, b"t"):
+        with pytest.raises(TypeError, match="CharTokenizer.save: path is"):
+            CharTokenizer().save(wrong)
+
+
+@given(
+    st.text(st.characters()),
+    st.none() | st.text(st.characters(), min_size=1),
+    st.sampled_from([CharTokenizer, WordTokenizer]),
+)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_tokenizer_that_is_saved_comes_back(tmp_path, text, unknown, kind):
+    tokenizer = kind(unknown=unknown).fit(text)
+    try:
+        tokenizer.save(tmp_path / "t")
+    except ValueError:  # two surrogates in a row
+        pass
+    else:
+        again = load_tokenizer(tmp_path / "t")
+        assert (type(again), again.unknown, again.vocabulary) == (kind, unknown, tokenizer.vocabulary)
 
 
 def test_missing_file():
