@@ -27,7 +27,7 @@ _SEED_BITS = 1024
 def show(value: Any) -> str:
     """`value` as messages have it: its repr, cut where it is long."""
     try:
-        text = repr(value)
+        text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
     except Exception:  # an int of more than 4300 digits, or an object whose own __repr__ fails
         return f"an unprintable {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arguments import Array, see
+from .arguments import Array, see, show
 from .files import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -36,7 +36,6 @@ from .files import (
     as_path,
     open_regular,
     parse_json,
-    short,
     some,
     write_atomically,
 )
@@ -325,14 +324,14 @@ def check_like(name: str, value: Any, like: Any) -> None:
     elif isinstance(like, range):
         if type(value) is not int or value not in like:
             raise ValueError(
-                f"{name} is {short(value)}, expected an integer from {like.start} to {like.stop - 1}"
+                f"{name} is {show(value)}, expected an integer from {like.start} to {like.stop - 1}"
             )
     elif like is None:
         if value is not None:
-            raise ValueError(f"{name} is {short(value)}, expected null")
+            raise ValueError(f"{name} is {show(value)}, expected null")
     elif like is not object and (type(value) is not like or (like is float and not math.isfinite(value))):
         finite = "a finite " if like is float else ""
-        raise ValueError(f"{name} is {short(value)}, expected {finite}{like.__name__}")
+        raise ValueError(f"{name} is {show(value)}, expected {finite}{like.__name__}")
 
 
 def _read_header(file: io.BufferedIOBase, size: int) -> dict[str, Any]:
@@ -362,9 +361,9 @@ def _as_content(metadata: Any, kind: str) -> dict[str, Any]:
     if len(metadata) > 1 or not isinstance(content, dict) or not {"kind", "version"} <= content.keys():
         raise ValueError("the metadata are not as fastrnn writes them")
     if content["version"] != VERSION or content["version"] is True:
-        raise ValueError(f"the format has version {short(content['version'])}, expected {VERSION}")
+        raise ValueError(f"the format has version {show(content['version'])}, expected {VERSION}")
     if content["kind"] != kind:
-        raise ValueError(f"the file is a {short(content['kind'])}, expected a {kind!r}")
+        raise ValueError(f"the file is a {show(content['kind'])}, expected a {kind!r}")
     if content.keys() - {"sha256"} != {"kind", "version", "document"}:
         raise ValueError("the metadata have no document, or unknown keys")
     return content
@@ -378,7 +377,7 @@ def _as_tensor_infos(header: dict[str, Any], size: int) -> dict[str, TensorInfo]
     position = 0
     for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
-            raise ValueError(f"tensor {short(name)} begins at byte {info.begin}, expected {position}")
+            raise ValueError(f"tensor {show(name)} begins at byte {info.begin}, expected {position}")
         position = info.end
     if position != size:
         raise ValueError(f"the tensors take {position} bytes, but the file has {size} for them")
@@ -386,12 +385,12 @@ def _as_tensor_infos(header: dict[str, Any], size: int) -> dict[str, TensorInfo]
 
 
 def _as_tensor_info(name: str, entry: Any) -> TensorInfo:
-    fault = f"the entry of tensor {short(name)} is wrong: "
+    fault = f"the entry of tensor {show(name)} is wrong: "
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{fault}expected dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in _DTYPES:
-        raise ValueError(f"{fault}dtype is {short(code)}, expected one of {list(_DTYPES)}")
+        raise ValueError(f"{fault}dtype is {show(code)}, expected one of {list(_DTYPES)}")
     if not _are_sizes(shape) or len(shape) > 32:
         raise ValueError(f"{fault}the shape is not a list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2:
@@ -421,7 +420,7 @@ def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
     if "$tensor" in value:
         name = value["$tensor"]
         if len(value) != 1 or not isinstance(name, str) or name not in arrays:
-            raise ValueError(f"tensor {short(name)} is missing")
+            raise ValueError(f"tensor {show(name)} is missing")
         return arrays.pop(name)
     if "$float" in value:
         if len(value) != 1 or value["$float"] not in ("inf", "-inf", "nan"):

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import show
+
 # What JSON may cost, in files that are read and in files that are written: less than a second and 200 MB for
 # a text at the limits. A model with the vocabulary of 300,000 Russian words stays below MAX_BYTES, a
 # checkpoint with the losses of 170,000 epochs below MAX_MARKS.
@@ -43,7 +45,7 @@ def as_path(owner: str, path: Any, name: str = "path") -> str:
     except UnicodeEncodeError:  # surrogates that stand for no byte
         possible = False
     if not possible:
-        raise ValueError(f"{owner}: {name} is {short(result)}, expected the path of a file")
+        raise ValueError(f"{owner}: {name} is {show(result)}, expected the path of a file")
     return result
 
 
@@ -212,9 +214,8 @@ def _check_cost(text: str | bytes) -> None:
         raise ValueError(f"the JSON has {marks} brackets, commas and colons, expected at most {MAX_MARKS}")
     brackets = np.frombuffer(outside.translate(None, _NO_BRACKETS), np.uint8)
     levels = np.cumsum(np.where(np.isin(brackets, list(b"[{")), 1, -1))
-    if (
-        levels.max(initial=0) > MAX_DEPTH + 2
-    ):  # around a document there is its header, in it are {"$tensor": ...}
+    # checkpoint.py puts one level around a document, and {"$tensor": name} in place of an array.
+    if levels.max(initial=0) > MAX_DEPTH + 2:
         raise ValueError(f"the JSON is nested too deeply, expected at most {MAX_DEPTH} levels")
     # One character beyond ASCII, as such or as an escape, widens all others of its string.
     wide = sum(len(s) - 5 * s.count(rb"\u") for s in strings if not s.isascii() or rb"\u" in s)
@@ -224,12 +225,7 @@ def _check_cost(text: str | bytes) -> None:
         )
 
 
-def short(value: Any) -> str:
-    """For a message, however long it is in a hostile file."""
-    return repr(value)[:80] if isinstance(value, (int, float)) else repr(str(value)[:80])
-
-
 def some(names: Iterable[str]) -> str:
     """A few names for a message, however many a hostile file has."""
     names = sorted(names)
-    return ", ".join(map(short, names[:3])) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(show, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arguments import as_fraction, as_ids, as_real, as_size, check_ndim, show
-from .files import MAX_BYTES, as_path, open_regular, parse_json, short, write_atomically
+from .files import MAX_BYTES, as_path, open_regular, parse_json, write_atomically
 
 Ids = NDArray[np.int32]
 _TextOrIds = TypeVar("_TextOrIds", str, NDArray[Any])
@@ -91,12 +91,13 @@ class Tokenizer:
 
     @classmethod
     def _read(cls, text: str | bytes) -> Self:
+        """As `from_json`, also from the bytes of a file."""
         options = _read_object(text)
         kinds: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (CharTokenizer, WordTokenizer)}
         kind = kinds.get(options["tokenizer"])
         tokenizer = None if kind is None else kind(unknown=options["unknown"])
         if not isinstance(tokenizer, cls):
-            raise ValueError(f"{cls.__name__}: the text holds a tokenizer {short(options['tokenizer'])}")
+            raise ValueError(f"{cls.__name__}: the text holds a tokenizer {show(options['tokenizer'])}")
         tokenizer._set_vocabulary(options["vocabulary"])
         return tokenizer
 
@@ -118,12 +119,12 @@ class Tokenizer:
     def _set_vocabulary(self, tokens: list[str]) -> None:
         """Take `tokens` if they could have come from `fit`; ValueError otherwise."""
         if self.unknown is not None and tokens[:1] != [self.unknown]:
-            raise ValueError(f"vocabulary does not start with the unknown token {short(self.unknown)}")
+            raise ValueError(f"vocabulary does not start with the unknown token {show(self.unknown)}")
         if len(set(tokens)) != len(tokens):
             raise ValueError("vocabulary holds a token twice")
         for token in tokens if self.unknown is None else tokens[1:]:
             if self._PIECE.fullmatch(token) is None:
-                raise ValueError(f"vocabulary holds {short(token)}, which is not one {self.kind} token")
+                raise ValueError(f"vocabulary holds {show(token)}, which is not one {self.kind} token")
         self._index(tokens)
 
     def _index(self, tokens: list[str]) -> None:
@@ -368,9 +369,9 @@ def _read_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(options, dict) or set(options) != expected:
         raise ValueError(f"expected a JSON object with exactly the keys {sorted(expected)}")
     if not isinstance(options["tokenizer"], str):
-        raise ValueError(f"tokenizer is {short(options['tokenizer'])}, expected a string")
+        raise ValueError(f"tokenizer is {show(options['tokenizer'])}, expected a string")
     if not isinstance(options["unknown"], str | None) or options["unknown"] == "":
-        raise ValueError(f"unknown is {short(options['unknown'])}, expected a string or null")
+        raise ValueError(f"unknown is {show(options['unknown'])}, expected a string or null")
     if not _is_list_of_strings(options["vocabulary"]):
         raise ValueError("vocabulary is not a list of strings")
     return options

@@ -9,8 +9,9 @@ down before it begins. Where it dies, the supervisor reports that case and start
 Allowed are a result, TypeError and ValueError that name the argument, and MemoryError; OSError where a path
 was changed, RuntimeError where the documentation speaks of it, and TrainingDiverged. What the caller's own
 generator or mapping raises may pass through. Warnings are errors.
-What the caller passed must have the same bytes afterwards. The process must neither die, nor hang, nor take
-memory without bounds.
+What the caller passed must have the same bytes afterwards, and gradients must be the same after the caller's
+arrays have been given another layout or other memory. The process must neither die, nor hang, nor take memory
+without bounds.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from typing import Any, NamedTuple
 import hypothesis
 import numpy as np
 from hostile_subjects import IN_PLACE, VALID, WORK, Combination, Subject, find, missing_entries
-from hostile_values import DERIVED, LARGE_COUNTS, SHAPES, TAMPERS, WRONG, DoesNotApply, derive
+from hostile_values import DERIVED, LARGE_COUNTS, LAYOUT, SHAPES, TAMPERS, WRONG, DoesNotApply, derive
 from hypothesis import strategies as st
 
 MEMORY = 8 << 30  #: bytes of address space of the worker
@@ -52,6 +53,10 @@ PATHS = ("path", "checkpoint")
 
 class Hang(BaseException):
     """Raised by the alarm."""
+
+
+class Wrong(BaseException):
+    """The numbers are not what they must be."""
 
 
 # ---- cases -----------------------------------------------------------------------------------------------
@@ -242,24 +247,36 @@ def _play(subject: Subject, case: Case, owner: Any, arguments: dict[str, Any]) -
         subject.call(owner, arguments | {"callbacks": [hook], "batch_size": 1, "epochs": 2})
         return
     result = subject.call(owner, arguments)
-    if case.scenario == "call":
-        return
-    _tamper(case, [arguments, result])
-    if case.scenario == "again":
+    if case.scenario == "backward":
+        backward = getattr(owner, subject.attribute.replace("forward", "backward"))
+        _go_back(case, lambda dy: backward(result[-1], dy), [arguments, result], np.ones_like(result[0]))
+    elif case.scenario == "again":
+        _tamper(case, [arguments, result])
         subject.call(owner, arguments)
-        return
-    backward = getattr(owner, subject.attribute.replace("forward", "backward"))
+
+
+def _go_back(case: Case, backward: Callable[[np.ndarray], Any], values: Any, dy: np.ndarray) -> None:
+    """Backward after something was tampered with, twice."""
+    expected = _snapshot_of_numbers(backward(dy))
+    _tamper(case, values)
     for _ in range(2):
-        gradients = backward(result[-1], np.ones((), result[0].dtype) + np.zeros_like(result[0]))
+        gradients = backward(dy)
+        # What becomes of the array objects is no concern of a tape, which only relies on the numbers.
+        if all(label in LAYOUT for label, _ in case.tampers) and _snapshot_of_numbers(gradients) != expected:
+            raise Wrong("other gradients than before")
         _tamper(case, gradients)
+
+
+def _snapshot_of_numbers(value: Any) -> list[Any]:
+    return [(array.shape, array.tobytes()) for array in _arrays(value)]
 
 
 def _complaint(
     subject: Subject, case: Case, error: BaseException, owner: Any, arguments: dict[str, Any]
 ) -> str | None:
     """What is wrong with the error, None if nothing is."""
-    if isinstance(error, Hang):
-        return "hang"
+    if isinstance(error, (Hang, Wrong)):
+        return type(error).__name__.lower()
     impostor = any(label == "instance hollow" or "__class__" in label for _, _, label in case.mutations)
     documented = type(error).__name__ == "TrainingDiverged" or (
         isinstance(error, RuntimeError) and re.search(r"\bRuntimeError\b", subject.documentation())

@@ -32,7 +32,7 @@ _WHOLE = "abcdef"  # V characters
 
 
 def _array(*shape: int) -> Callable[[Any], Any]:
-    return lambda owner: np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+    return lambda owner: np.sin(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
 
 
 def _pair(*shapes: tuple[int, ...]) -> Callable[[Any], Any]:
@@ -44,7 +44,7 @@ def _probabilities(*shape: int) -> Callable[[Any], Any]:
 
 
 def _ids(*shape: int) -> Callable[[Any], Any]:
-    return lambda owner: np.arange(np.prod(shape)).reshape(shape) % V
+    return lambda owner: np.arange(np.prod(shape)).reshape(shape) % V  # its own memory, not a view
 
 
 def _just(*values: Any) -> list[Callable[[Any], Any]]:

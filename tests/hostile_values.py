@@ -540,3 +540,6 @@ TAMPERS: dict[str, Callable[[np.ndarray], None]] = {
     "read-only": lambda a: a.setflags(write=False),
     "writeable": lambda a: a.setflags(write=True),
 }
+
+#: These leave the numbers alone.
+LAYOUT = {label for label in TAMPERS if not label.startswith("all ")}

@@ -40,7 +40,7 @@ def spins(x):
 
 def spreads(x):
     if x is None:
-        np.ones(40_000_000)
+        np.ones(120_000_000)
 
 def warns(x):
     if x is None:

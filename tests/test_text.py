@@ -151,7 +151,7 @@ def _text(**changes):
             "repeated: 'vocabulary'",
         ),
         ('{"tokenizer": "char", "unknown": NaN, "vocabulary": []}', "NaN is no JSON number"),
-        (_text(vocabulary=["a", "b" * 10**6]), "b', which is not one char token"),
+        (_text(vocabulary=["a", "b" * 10**6]), "b..., which is not one char token"),
         (_text(tokenizer="t" * 10**6), "t', expected|holds a tokenizer 't"),
         (_text(unknown="u" * 10**6), "unknown token 'u"),
     ],

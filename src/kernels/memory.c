@@ -8,6 +8,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 enum { MOST_SPARE_BLOCKS = 32, LINE = 64, HUGE_PAGE = 1 << 21 };
 
@@ -102,5 +105,8 @@ size_t fastrnn_release_memory(void)
     while (spare.count)
         free(remove_spare(0).start);
     unlock_spare();
+#if defined(__GLIBC__)
+    malloc_trim(0); /* the C library, too, keeps what is freed */
+#endif
     return bytes;
 }
