@@ -253,9 +253,9 @@ def test_rows_are_contiguous_text_and_targets_one_ahead(n, batch_size):
 
 
 def test_rows_of_wrong_arguments():
-    with pytest.raises(ValueError, match="3 tokens are too few for batch_size = 3, expected at least 4"):
+    with pytest.raises(ValueError, match="3 tokens, too few for batch_size = 3: expected at least 4"):
         language_model_rows([1, 2, 3], 3)
-    with pytest.raises(ValueError, match="0 tokens are too few"):
+    with pytest.raises(ValueError, match="0 tokens, too few"):
         language_model_rows([], 1)
     with pytest.raises(TypeError, match="dtype float64"):
         language_model_rows([1.0, 2.0], 1)
