@@ -18,6 +18,8 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
+import weakref
+
 import numpy as np
 
 cnp.import_array()
@@ -857,6 +859,13 @@ cdef int run_direction(Weights weights, bint reverse, offsets, x, h, c, y, gates
     return 0
 
 
+cdef object owner_of(array):
+    """The array whose memory `array` shows."""
+    while isinstance(array.base, cnp.ndarray):
+        array = array.base
+    return array
+
+
 cdef class Kept:
     """What BPTT needs of one layer and direction. Its own arrays are h, c, gates and c_kept.
 
@@ -870,6 +879,7 @@ cdef class Kept:
     cdef readonly Weights weights
     cdef readonly bint reverse
     cdef readonly object offsets, x, h, c, y, gates, c_kept
+    cdef list held
 
     def __init__(self, Weights weights, bint reverse, offsets, x, h, c, y):
         cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[weights.cell]
@@ -878,6 +888,8 @@ cdef class Kept:
         cdef Py_ssize_t H = cnp.PyArray_DIM(weights.weight_ih, 0) // shape.gates
         self.weights, self.reverse, self.offsets = weights, reverse, offsets
         self.x, self.y = x.view(), y.view()
+        # NumPy resizes no array that has a weak reference, refcheck=False or not: its memory stays where it is.
+        self.held = [weakref.ref(owner_of(array)) for array in (x, y, *weights.named.values())]
         self.h, self.c = h.copy(), None if c is None else c.copy()
         sizes[0] = (<Py_ssize_t *>data(offsets))[cnp.PyArray_DIM(offsets, 0) - 1]
         if shape.accumulators == 1 and cnp.PyArray_IS_C_CONTIGUOUS(y):
