@@ -21,6 +21,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
+import weakref
+
 import numpy as np
 
 cnp.import_array()
@@ -933,6 +935,13 @@ def _remake_map(Py_ssize_t T, Py_ssize_t B, Py_ssize_t N, Py_ssize_t S, bytes co
 
 # --- stacks -------------------------------------------------------------------------------------------
 
+cdef object owner_of(array):
+    """The array whose memory `array` shows."""
+    while isinstance(array.base, cnp.ndarray):
+        array = array.base
+    return array
+
+
 cdef class Stack
 
 
@@ -948,10 +957,20 @@ cdef class Tape:
     cdef readonly Map map
     cdef object masks
     cdef double scale
+    cdef list held
     cdef Memory memory
     cdef size_t size
     cdef public object owner   # the layer or function whose tape it is
     cdef public bint batched   # whether the caller's arrays have an axis for B
+
+    cdef int hold(self) except -1:
+        """Keep the memory of the caller's arrays where it is: NumPy resizes no array that has a weak reference,
+        refcheck=False or not."""
+        self.held = [weakref.ref(owner_of(self.x)), weakref.ref(owner_of(self.y))]
+        if self.stack.weights.owner is None:
+            for part in self.stack.weights.arrays:
+                self.held += [weakref.ref(owner_of(array)) for array in part if array is not None]
+        return 0
 
     @property
     def nbytes(self):
@@ -1077,6 +1096,7 @@ cdef class Stack:
             tape = Tape.__new__(Tape)
             tape.stack, tape.map, tape.masks, tape.scale, tape.memory = self, map, masks, scale, Memory()
             tape.x, tape.y = x.view(), y.view()
+            tape.hold()
         self.open(&call, x, y, map)
         call.h_0, call.c_0, call.h_n, call.c_n = data(h), data(c), data(h), data(c)
         call.x_masks, call.x_scale = <const uint8_t *>data(masks), scale

@@ -7,6 +7,7 @@ caller's array; a cast or a change of layout makes a copy, anything else does no
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 #: BLAS takes its sizes as 32-bit integers.
 LARGEST = 2**31 - 1
+
+#: An array of more elements than any memory holds: a broadcast view, which would take hours to read.
+MOST_ELEMENTS = 2**38
 
 #: Bits of a seed. Any hash fits; NumPy's time grows with the square of the bits, a minute for ten million.
 _SEED_BITS = 1024
@@ -160,18 +164,24 @@ def make_by_name(what: str, table: Mapping[str, Callable[..., T]], config: Mappi
 
 def see(owner: str, name: str, value: Any) -> Array:
     """Whatever NumPy can see as an array: arrays, buffers, DLPack, nested sequences; else TypeError."""
-    if type(value) is np.ndarray:
-        return value
-    try:
-        if not _is_masked(value):
-            if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
+    if type(value) is not np.ndarray:
+        try:
+            if _is_masked(value):
+                value = None
+            elif not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
                 value = np.from_dlpack(value)
-            return np.asarray(value)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a foreign object raises when it is asked for its numbers
-        raise TypeError(f"{owner}: {name} cannot be seen as an array: {error}") from error
-    raise TypeError(f"{owner}: {name} is a masked array, whose mask would be lost; fill it first")
+            else:
+                value = np.asarray(value)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a foreign object raises when it is asked for its numbers
+            raise TypeError(f"{owner}: {name} cannot be seen as an array: {error}") from error
+        if value is None:
+            raise TypeError(f"{owner}: {name} is a masked array, whose mask would be lost; fill it first")
+    array: Array = value
+    if array.size >= MOST_ELEMENTS:
+        raise ValueError(f"{owner}: {name} has shape {array.shape}, more elements than any memory holds")
+    return array
 
 
 def _is_masked(value: Any) -> bool:
@@ -244,6 +254,20 @@ def as_engine_array(value: Array, dtype: np.dtype[Any]) -> Array:
     if value.dtype == dtype and contiguous and steps_fit and value.flags.aligned:
         return value
     return as_array("", "", value, dtype)
+
+
+def hold(*arrays: Array | None) -> list[Any]:
+    """What keeps the memory of `arrays`, some of them the caller's, where it is while the result lives.
+
+    NumPy resizes no array to which there is a weak reference, whatever `refcheck` says.
+    """
+    owners = []
+    for array in arrays:
+        if array is not None:
+            while isinstance(array.base, np.ndarray):
+                array = array.base
+            owners.append(weakref.ref(array))
+    return owners
 
 
 def check_shape(owner: str, name: str, array: Array, letters: str, shape: tuple[int, ...]) -> None:

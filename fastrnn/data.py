@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import Array, as_lengths, as_list, as_real
+from .arguments import Array, as_lengths, as_list, as_real, hold
 
 __all__ = ["pad_sequences"]
 
@@ -47,8 +47,10 @@ class Samples:
     def __init__(
         self, owner: str, x: ArrayLike, y: ArrayLike | None, lengths: ArrayLike | None, per_step: bool
     ) -> None:
-        self.x = as_real(owner, "x", x)
-        self.y = None if y is None else as_real(owner, "y", y)
+        # Views, and their memory held: the caller's arrays may change their form while a run goes on.
+        self.x = as_real(owner, "x", x).view()
+        self.y = None if y is None else as_real(owner, "y", y).view()
+        self._held = hold(self.x, self.y)
         self.per_step = per_step
         if self.x.ndim not in (2, 3):
             raise ValueError(f"{owner}: x has shape {self.x.shape}, expected (N, T) token ids or (N, T, I)")

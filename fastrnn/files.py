@@ -37,9 +37,12 @@ Path = str | os.PathLike[str]
 
 def as_path(owner: str, path: Any, name: str = "path") -> str:
     """The path of a file, as a string; TypeError or ValueError names the argument."""
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"{owner}: {name} is {path!r}, expected the path of a file")
-    result = os.fspath(path)
+    try:
+        result = os.fspath(path)
+    except TypeError:  # no path, or one whose __fspath__ gives no text
+        result = None
+    if not isinstance(result, str):
+        raise TypeError(f"{owner}: {name} is {show(path)}, expected the path of a file")
     try:
         possible = b"\0" not in os.fsencode(result) and result != ""
     except UnicodeEncodeError:  # surrogates that stand for no byte

@@ -239,7 +239,10 @@ def _check_model(model: Any, tokenizer: Any, prompt: Any) -> None:
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: str, rng: np.random.Generator) -> NDArray[np.int32]:
     """The ids to read before the first token is drawn: at least one."""
-    ids = tokenizer.encode(prompt)
+    try:
+        ids = tokenizer.encode(prompt)
+    except ValueError as error:
+        raise ValueError(f"generate: prompt: {error}") from error
     if len(ids):
         return ids
     if "\n" in tokenizer.vocabulary:

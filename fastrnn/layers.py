@@ -33,6 +33,7 @@ from .arguments import (
     as_size,
     check_ndim,
     check_shape,
+    hold,
     see,
 )
 from .base import Gradients, Layer, State, draw_parameters
@@ -47,6 +48,7 @@ class _Tape(NamedTuple):
     y_shape: tuple[int, ...]
     y_dtype: np.dtype[Any]
     record: Any
+    held: list[Any]  #: see arguments.hold
 
 
 class _StatelessLayer(Layer):
@@ -75,7 +77,7 @@ class _StatelessLayer(Layer):
         Arguments and errors as for calling the layer.
         """
         y, _, record = self._forward(*self._accept(x, state, lengths))
-        return y, None, _Tape(self, y.shape, y.dtype, record)
+        return y, None, _Tape(self, y.shape, y.dtype, record, hold(see(type(self).__name__, "x", x), y))
 
     def backward(self, tape: Any, dy: ArrayLike, dstate: None = None) -> Gradients:
         """Gradients of a loss, given `dy`, its gradient with respect to the y of `forward`.
@@ -428,8 +430,9 @@ class Dropout(_StatelessLayer):
         return Gradients(dy if tape is None else self._masked(dy, tape), None, {})
 
     def _masked(self, x: Array, keep: Array) -> Array:
-        y: Array = x * keep
-        y *= 1 / (1 - self.rate)
+        with np.errstate(invalid="ignore"):  # an infinity times 0
+            y: Array = x * keep
+            y *= 1 / (1 - self.rate)
         return y
 
 

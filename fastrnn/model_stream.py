@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._kernels import Turn
-from .arguments import Array, as_array, as_integers, as_rows, as_size
+from .arguments import Array, as_array, as_ids, as_rows, as_size
 from .base import Layer, State
 from .layers import Dropout, Embedding
 
@@ -32,7 +32,9 @@ class ModelStream:
         if not isinstance(model, Layer) or not hasattr(model, "layers"):
             raise TypeError(f"stream: model is {type(model).__name__}, expected a Sequential")
         self.batch_size = as_size("stream", "batch_size", batch_size)
-        self._takes_ids = isinstance(model.layers[0], Embedding)
+        first = model.layers[0]
+        self._takes_ids = isinstance(first, Embedding)
+        self._count = first.input_dim if isinstance(first, Embedding) else 0
         self._dtype = model.dtype
         self._turn = Turn("the stream of a model")
         self._taken = 0  # steps
@@ -59,7 +61,7 @@ class ModelStream:
             (B, F), or (F,) for unbatched input. The same memory at each step: copy what shall last.
         """
         if self._takes_ids:
-            x, ndim = as_integers("stream", "x_t", x_t), 1
+            x, ndim = as_ids("stream", "x_t", x_t, self._count, "input_dim"), 1
         else:
             x, ndim = as_array("stream", "x_t", x_t, self._dtype), 2
         unbatched = self.batch_size == 1 and x.ndim == ndim - 1

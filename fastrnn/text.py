@@ -143,7 +143,7 @@ class Tokenizer:
 
     def _reject(self, token: str, position: int) -> ValueError:
         return ValueError(
-            f"{type(self).__name__}.encode: {token!r} at position {position} is not in the vocabulary"
+            f"{type(self).__name__}.encode: text: {token!r} at position {position} is not in the vocabulary"
         )
 
 
@@ -364,7 +364,10 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 def _read_object(text: str | bytes) -> dict[str, Any]:
     """The JSON object in `text`, its keys and their types checked; ValueError otherwise."""
-    options = parse_json(text)
+    try:
+        options = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"text is no JSON: {error}") from error
     expected = {"tokenizer", "unknown", "vocabulary"}
     if not isinstance(options, dict) or set(options) != expected:
         raise ValueError(f"expected a JSON object with exactly the keys {sorted(expected)}")

@@ -47,9 +47,13 @@ def _raise(*_: Any, **__: Any) -> Any:
 
 
 def _raising(name: str) -> Callable[[], Any]:
-    """Of objects with a ``__len__`` or a ``__getitem__`` three items can be had."""
-    others = {"getitem": _three} if name == "len" else {"len": lambda self: 3} if name == "getitem" else {}
-    return lambda: _object(**{name: _raise}, **others)
+    if name == "getitem":
+        return lambda: _object(len=lambda self: 3, getitem=__getitem__)
+    return lambda: _object(**{name: _raise}, **({"getitem": _three} if name == "len" else {}))
+
+
+def __getitem__(self: Any, index: Any) -> Any:  # so that it can be told in a traceback
+    _raise()
 
 
 def _three(self: Any, index: Any) -> float:

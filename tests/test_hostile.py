@@ -1,6 +1,7 @@
 """Every public callable with hostile arguments; and whether the search for faults finds faults.
 
-The search itself is `hostile.py`, which also runs alone, for as long as one likes.
+The search itself is `hostile.py`, which also runs alone, for as long as one likes. HOSTILE_EXAMPLES in the
+environment is the number of cases for each parameter.
 """
 
 from __future__ import annotations

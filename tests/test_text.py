@@ -61,14 +61,14 @@ def test_char_ids_are_in_code_point_order():
 
 
 def test_unknown_character_is_named_with_its_position():
-    with pytest.raises(ValueError, match=r"CharTokenizer.encode: 'z' at position 3 is not in"):
+    with pytest.raises(ValueError, match=r"CharTokenizer.encode: text: 'z' at position 3 is not in"):
         CharTokenizer().fit("abc").encode("abczx")
     with pytest.raises(ValueError, match="'a' at position 0"):
         CharTokenizer().encode("a")
 
 
 def test_unknown_word_is_named_with_its_position():
-    with pytest.raises(ValueError, match=r"WordTokenizer.encode: 'three' at position 8 is not in"):
+    with pytest.raises(ValueError, match=r"WordTokenizer.encode: text: 'three' at position 8 is not in"):
         WordTokenizer(unknown=None).fit("one two ").encode("one two three four")
 
 
