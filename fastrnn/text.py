@@ -366,7 +366,7 @@ def _read_object(text: str | bytes) -> dict[str, Any]:
     """The JSON object in `text`, its keys and their types checked; ValueError otherwise."""
     try:
         options = parse_json(text)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"text is no JSON: {error}") from error
     expected = {"tokenizer", "unknown", "vocabulary"}
     if not isinstance(options, dict) or set(options) != expected:
