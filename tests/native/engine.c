@@ -240,6 +240,19 @@ static void solve(problem q)
         (c && memcmp(run.c, c_n, (size_t)(B * H) * item)))
         fail("differs with keep");
 
+    /* And with the weights as they are. */
+    fastrnn_run unpacked = run;
+    unpacked.packed_ih = unpacked.packed_hh = unpacked.packed_hr = NULL;
+    unpacked.weight_ih = w_ih, unpacked.weight_hh = w_hh, unpacked.weight_hr = w_hr;
+    unpacked.gates = unpacked.c_kept = NULL;
+    unpacked.y = array(N * ldy);
+    unpacked.h = copy(h, B * P);
+    unpacked.c = copy(c, B * H);
+    CALL(run_forward, &unpacked);
+    if (memcmp(unpacked.y, y, (size_t)(N * ldy) * item) || memcmp(unpacked.h, h_n, (size_t)(B * P) * item) ||
+        (c && memcmp(unpacked.c, c_n, (size_t)(B * H) * item)))
+        fail("differs with unpacked weights");
+
     run.h = copy(h, B * P);
     run.c = copy(c, B * H);
     run.chunk = one_in(3) ? N : least(B + (N - B) / 2, N);
