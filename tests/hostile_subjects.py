@@ -75,6 +75,11 @@ def _tokenizer(owner: Any = None) -> Any:
     return fastrnn.text.CharTokenizer().fit(_WHOLE)
 
 
+def _marks(*shape: int) -> Callable[[Any], Any]:
+    """Booleans of either kind."""
+    return lambda owner: np.arange(np.prod(shape)).reshape(shape) % 3 == 1
+
+
 def _text_layers(owner: Any = None) -> list[Any]:
     layers = fastrnn.Embedding(V, I, rng=0), fastrnn.LSTM(I, H, rng=1)
     return [*layers, fastrnn.Dense(H, V, activation="softmax", rng=2)]
@@ -169,6 +174,7 @@ VALID: dict[str, list[Callable[[Any], Any]]] = {
         lambda owner: fastrnn.losses.MeanSquaredError(),
     ],
     "mapping": [lambda owner: owner.state_dict()],
+    "mask": [_marks(T, B), _marks(B, T)],
     "max_norm": _just(0.5),
     "max_vocab": _just(4),
     "metadata": [lambda owner: {"a": [1, {"b": None}]}],
@@ -198,6 +204,7 @@ VALID: dict[str, list[Callable[[Any], Any]]] = {
     "proj_size": _just(P),
     "prompt": _just("ab"),
     "rate": _just(0.5),
+    "reset": [_marks(T, B), _marks(B, T)],
     "reset_after": _just(False),
     "restore_best_weights": _just(True),
     "resume": _just(True),

@@ -238,6 +238,7 @@ def test_truncated_training_carries_states_but_no_gradients():
 def test_the_first_losses_are_pytorchs(rng):
     import torch
 
+    torch.manual_seed(0)
     V, H, N, T = 9, 8, 4, 60
     embedding, lstm, head = torch.nn.Embedding(V, 5), torch.nn.LSTM(5, H, 2), torch.nn.Linear(H, V)
     model = Sequential([Embedding(V, 5), LSTM(5, H, num_layers=2), Dense(H, V, activation="softmax")])
