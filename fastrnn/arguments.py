@@ -249,7 +249,7 @@ def as_engine_array(value: Array, dtype: np.dtype[Any]) -> Array:
 
     All other axes may lie as they like, so most views need no copy.
     """
-    contiguous = value.size == 0 or value.shape[-1] == 1 or value.strides[-1] == dtype.itemsize
+    contiguous = value.ndim and (value.shape[-1] == 1 or value.strides[-1] == dtype.itemsize)
     steps_fit = all(stride % dtype.itemsize == 0 for stride in value.strides)
     if value.dtype == dtype and contiguous and steps_fit and value.flags.aligned:
         return value
