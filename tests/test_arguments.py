@@ -237,7 +237,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize(
-    "value", ["no", "", "True", None, 2, -1, 1.0, [], np.array(True), np.timedelta64(1)], ids=repr
+    "value", ["no", "", "True", None, 2, -1, 1.0, [], np.array(True), np.timedelta64(1, "s")], ids=repr
 )
 @calls(FLAGS)
 def test_flags_are_true_or_false(name, call, value, tmp_path, monkeypatch):
@@ -254,7 +254,7 @@ def test_flags_in_any_form(name, call, value, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "value", ["no", None, 3, -1, 0.5, 10**400, [1], np.timedelta64(1)], ids=lambda v: repr(v)[:9]
+    "value", ["no", None, 3, -1, 0.5, 10**400, [1], np.timedelta64(1, "s")], ids=lambda v: repr(v)[:9]
 )
 def test_verbose(value):
     refused(lambda v: fit(verbose=v), "verbose", value, TypeError, ValueError)
@@ -295,7 +295,7 @@ NUMBERS = {
 
 NO_NUMBERS = [
     float("nan"), np.float32("nan"), float("inf"), -float("inf"), -1, np.int8(-1), -1e-300, 10**400, -(10**400),
-    10**5000, np.timedelta64(1), True, np.True_, "1", b"1", 1j, [0.5], np.array(0.5), set(), datetime.timedelta(1), object(),
+    10**5000, np.timedelta64(1, "s"), True, np.True_, "1", b"1", 1j, [0.5], np.array(0.5), set(), datetime.timedelta(1), object(),
 ]  # fmt: skip
 
 
@@ -386,7 +386,7 @@ SEEDS = {
         "0",
         [1],
         np.array(1),
-        np.timedelta64(1),
+        np.timedelta64(1, "s"),
         np.random.RandomState(0),
     ],
     ids=lambda v: type(v).__name__,
