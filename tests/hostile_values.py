@@ -200,7 +200,7 @@ _NUMBERS: dict[str, Any] = {
     "np.complex64": np.complex64(1j),
     "np.datetime64": np.datetime64("2020-01-01"),
     "np.timedelta64": np.timedelta64(1, "s"),
-    "np.timedelta64(NaT)": np.timedelta64("NaT"),
+    "np.timedelta64(NaT)": np.timedelta64("NaT", "s"),
     "np.str_": np.str_("junk"),
     "np.bytes_": np.bytes_(b"junk"),
     "np.void": np.void(b"junk"),
