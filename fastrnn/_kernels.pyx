@@ -1,7 +1,7 @@
 """The engine (src/kernels/include/fastrnn.h), as Python calls it, and its BLAS back end.
 
-    BLAS        loops over time whose products are BLAS calls and whose elementwise steps are the cells of src/kernels:
-                what the engine runs where the processor has none of its fused kernels, and what FASTRNN_ISA=blas asks for
+    BLAS        loops over time whose products are BLAS calls and whose elementwise steps are the cells of src/kernels.
+                The engine runs them on a processor without fused kernels, and with FASTRNN_ISA=blas
     Memory      blocks that large arrays and workspaces come from
     Weights     the parameters of a stack, and their panels
     Map         which steps of a batch are real, compiled

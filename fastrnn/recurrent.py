@@ -180,11 +180,13 @@ class Recurrent(Layer):
         The tape refers to x (unless it had to be cast or copied) and to the parameters: change neither
         before backward has run (y is read-only where the tape refers to it).
 
-        Memory: beside x and y, the tape keeps ``N * k * H`` numbers for each layer and direction, N the sum
-        of all lengths (T*B without), k = 5 for an LSTM, 4 for a GRU (3 with the reset before), 0 for an RNN
-        (1 if bidirectional); the outputs of all layers below the top; and with dropout, a byte for each
-        number of those. `backward` itself works in chunks of at most ``R = max(B, 512)`` row-steps and
-        needs about ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1, whatever T is.
+        Memory: beside x and y, the tape keeps ``N * k * H`` numbers for each layer and direction, N the
+        number of real steps (T*B if all are), k = 5 for an LSTM, 4 for a GRU (3 with the reset before), 0 for
+        an RNN (1 if bidirectional). It keeps the outputs of all layers below the top, with dropout also what
+        is left of them and a byte for each number, and the top layer's where steps are not real or
+        ``batch_first``. `backward` works in chunks of at most ``R = max(B, 512)`` row-steps, which take about
+        ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1. Beside them it has dx between layers, and
+        in the last two cases packed copies of x, dy and dx.
         """
         plain = lengths is None and mask is None and reset is None
         if plain and not self.batch_first and not self.dropout:
