@@ -193,63 +193,53 @@ cdef extern from "kernels.h" nogil:
         void *panels_units
         int threads
         Poll poll
-    ctypedef struct fastrnn_sums_f32:
-        float *at
+    ctypedef struct fastrnn_sums:
+        void *at
         Py_ssize_t row, block, unit
-    ctypedef struct fastrnn_cell_f32:
-        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f32 *, float *,
-                        const float *, Py_ssize_t, float *, Py_ssize_t, float *, float *) noexcept nogil
-        void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
-                         const float *, const float *, const float *, Py_ssize_t, float *, float *, float *,
-                         float *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f32 *,
-                              const float *, Py_ssize_t, float *) noexcept nogil
-        void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *,
-                               Py_ssize_t, float *, float *, float *) noexcept nogil
-    ctypedef struct fastrnn_sums_f64:
-        double *at
-        Py_ssize_t row, block, unit
-    ctypedef struct fastrnn_cell_f64:
-        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f64 *, double *,
-                        const double *, Py_ssize_t, double *, Py_ssize_t, double *, double *) noexcept nogil
-        void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
-                         Py_ssize_t, const double *, const double *, const double *, Py_ssize_t, double *,
-                         double *, double *, double *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f64 *,
-                              const double *, Py_ssize_t, double *) noexcept nogil
-        void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
-                               Py_ssize_t, double *, double *, double *) noexcept nogil
-    ctypedef struct fastrnn_table_f32:
-        const fastrnn_cell_f32 *cell
-        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
-        void (*tanh)(Py_ssize_t, const float *, float *) noexcept nogil
-        void (*sigmoid)(Py_ssize_t, const float *, float *) noexcept nogil
+    ctypedef struct fastrnn_cell_forward:
+        Py_ssize_t n, H, unit, end
+        fastrnn_sums sums
+        void *gates
+        const void *h_prev
+        void *h
+        Py_ssize_t ld_prev, ldh
+        void *c
+        void *c_kept
+        void *rh
+    ctypedef struct fastrnn_cell_backward:
+        Py_ssize_t n, H, unit, end
+        const void *gates
+        const void *h_prev
+        const void *c
+        const void *c_prev
+        const void *dy
+        Py_ssize_t ld_prev, lddy
+        void *dgates
+        void *dh
+        void *dc
+        void *h
+        void *drh
+    ctypedef struct fastrnn_cell:
+        void (*forward)(const fastrnn_cell_forward *) noexcept nogil
+        void (*backward)(const fastrnn_cell_backward *) noexcept nogil
+        void (*reset_forward)(const fastrnn_cell_forward *) noexcept nogil
+        void (*reset_backward)(const fastrnn_cell_backward *) noexcept nogil
+    ctypedef struct fastrnn_table:
+        const fastrnn_cell *cell
+        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        void (*tanh)(Py_ssize_t, const void *, void *) noexcept nogil
+        void (*sigmoid)(Py_ssize_t, const void *, void *) noexcept nogil
         Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
-        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
-        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t,
-                        const float *, float *, int, const Poll *) except -1 nogil
-        Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        int (*run_forward)(Run *) except -1 nogil
-        int (*run_backward)(Run *) except -1 nogil
-    ctypedef struct fastrnn_table_f64:
-        const fastrnn_cell_f64 *cell
-        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
-        void (*tanh)(Py_ssize_t, const double *, double *) noexcept nogil
-        void (*sigmoid)(Py_ssize_t, const double *, double *) noexcept nogil
-        Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
-        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
-        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t,
-                        const double *, double *, int, const Poll *) except -1 nogil
-        Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, const void *, void *,
+                        int, const Poll *) except -1 nogil
         int (*run_forward)(Run *) except -1 nogil
         int (*run_backward)(Run *) except -1 nogil
     ctypedef struct fastrnn_isa:
         const char *name
         int lanes_f32
-        const fastrnn_table_f32 *f32
-        const fastrnn_table_f64 *f64
+        const fastrnn_table *table[2]
     const fastrnn_cell_shape fastrnn_cell_shapes[]
     int fastrnn_available_isas(const fastrnn_isa **)
     double fastrnn_seconds()
@@ -291,7 +281,7 @@ def use_engine(str name):
     before = engine()
     names = [available_isas[k].name.decode() for k in range(isa_count)]
     isa = available_isas[isa_count - 1 if name == "blas" else names.index(name)]
-    fused = name != "blas" and isa.f32.run_forward != NULL
+    fused = name != "blas" and isa.table[0].run_forward != NULL
     fastrnn_use(isa, NULL if fused else &blas_backend)
     return before
 
@@ -299,7 +289,7 @@ def use_engine(str name):
 def engine():
     """The name of the engine in use."""
     isa = fastrnn_current_isa()
-    blas = not fastrnn_is_fused() and (isa_count == 1 or isa.f32.run_forward != NULL)
+    blas = not fastrnn_is_fused() and (isa_count == 1 or isa.table[0].run_forward != NULL)
     return "blas" if blas else isa.name.decode()
 
 
@@ -452,6 +442,11 @@ cdef inline int gemm_tn(const Poll *poll, Py_ssize_t M, Py_ssize_t N, Py_ssize_t
 
 # --- one layer, one direction, by BLAS ----------------------------------------------------------------
 
+cdef inline const fastrnn_table *table_of(real *_) noexcept nogil:
+    """The kernels of the real type at hand."""
+    return fastrnn_current_isa().table[0 if real is float else 1]
+
+
 cdef inline Py_ssize_t next_chunk(const Run *a, Py_ssize_t done, bint from_end) noexcept nogil:
     """How many steps the chunk after the first `done` takes: as many as fit `chunk` rows, at least one."""
     cdef Py_ssize_t steps = 1
@@ -510,15 +505,16 @@ cdef int forward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
     cdef real *h = <real *>a.h
     cdef real *unit = <real *>a.unit
     cdef real *sums
-    cdef real *gates
+    cdef real *step_sums
     cdef real *y
-    cdef real *kept
-    if real is float:
-        cell = fastrnn_current_isa().f32.cell[a.cell]
-        step_sums = fastrnn_sums_f32(NULL, AH, H, 1)
-    else:
-        cell = fastrnn_current_isa().f64.cell[a.cell]
-        step_sums = fastrnn_sums_f64(NULL, AH, H, 1)
+    cdef fastrnn_cell cell = table_of(tag).cell[a.cell]
+    cdef fastrnn_cell_forward cells
+    memset(&cells, 0, sizeof(cells))
+    cells.H = cells.end = H
+    cells.sums.row, cells.sums.block, cells.sums.unit = AH, H, 1
+    cells.c, cells.rh = a.c, unit
+    cells.h_prev, cells.ld_prev = h, P
+    cells.h, cells.ldh = unit if a.projected else h, H
     while done < a.T:
         steps = next_chunk(a, done, a.reverse)
         t = a.T - done - steps if a.reverse else done
@@ -528,19 +524,18 @@ cdef int forward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
         for step in range(steps):
             t = a.T - done - step - 1 if a.reverse else done + step
             n = a.offsets[t + 1] - a.offsets[t]
-            step_sums.at = sums + (a.offsets[t] - first) * AH
-            gates = NULL if a.gates == NULL else step_sums.at
+            step_sums = sums + (a.offsets[t] - first) * AH
             y = <real *>a.y + a.offsets[t] * a.ldy
-            kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
-            gemm_nt(poll, n, direct, P, h, P, w_hh, P, <real>1, step_sums.at, AH)
+            cells.n, cells.sums.at = n, step_sums
+            cells.gates = NULL if a.gates == NULL else step_sums
+            cells.c_kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
+            gemm_nt(poll, n, direct, P, h, P, w_hh, P, <real>1, step_sums, AH)
             if shape.has_reset:
-                cell.reset_forward(n, H, 0, H, &step_sums, h, H, unit)
-                gemm_nt(poll, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums.at + direct, AH)
+                cell.reset_forward(&cells)
+                gemm_nt(poll, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums + direct, AH)
+            cell.forward(&cells)
             if a.projected:
-                cell.forward(n, H, 0, H, &step_sums, gates, NULL, 0, unit, H, <real *>a.c, kept)
                 gemm_nt(poll, n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
-            else:
-                cell.forward(n, H, 0, H, &step_sums, gates, h, H, h, H, <real *>a.c, kept)
             for row in range(n):
                 memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
             ask(poll)
@@ -574,10 +569,8 @@ cdef int backward_step(real *tag, const Run *a, const Poll *poll, Py_ssize_t t, 
     cdef real *dh_cell = dh
     cdef const real *c = NULL
     cdef const real *dy = <const real *>a.dy + first * a.lddy if a.dy != NULL else NULL
-    if real is float:
-        cell = fastrnn_current_isa().f32.cell[a.cell]
-    else:
-        cell = fastrnn_current_isa().f64.cell[a.cell]
+    cdef fastrnn_cell cell = table_of(tag).cell[a.cell]
+    cdef fastrnn_cell_backward cells
     rows_before(h_prev, <const real *>a.y, a.ldy, <const real *>a.h, P, a, t)
     if shape.has_c:
         c = <const real *>a.c_kept + first * H
@@ -591,11 +584,17 @@ cdef int backward_step(real *tag, const Run *a, const Poll *poll, Py_ssize_t t, 
         memcpy(<real *>a.dh_kept + at * P, dh, n * P * sizeof(real))
         dh_cell = <real *>a.dunit
         gemm_nn(poll, n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
-    cell.backward(n, H, 0, H, gates, h_prev, P, c, <const real *>a.c_prev, dy, a.lddy, dgates, dh_cell,
-                  <real *>a.dc, units)
+    memset(&cells, 0, sizeof(cells))
+    cells.n, cells.H, cells.end = n, H, H
+    cells.gates, cells.h_prev, cells.ld_prev = gates, h_prev, P
+    cells.c, cells.c_prev = c, a.c_prev
+    cells.dy, cells.lddy = dy, a.lddy
+    cells.dgates, cells.dh, cells.dc = dgates, dh_cell, a.dc
+    cells.h = cells.drh = units
+    cell.backward(&cells)
     if shape.has_reset:
         gemm_nn(poll, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
-        cell.reset_backward(n, H, 0, H, gates, h_prev, H, units, dgates, dh)
+        cell.reset_backward(&cells)
     gemm_nn(poll, n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
 
 
@@ -622,10 +621,7 @@ cdef int backward_products(real *tag, const Run *a, const Poll *poll, Py_ssize_t
             gemm_tn(poll, H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
     if a.dweight_hr != NULL:
         gemm_tn(poll, P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
-    if real is float:
-        fastrnn_current_isa().f32.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
-    else:
-        fastrnn_current_isa().f64.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
+    table_of(tag).add_rows(rows, AH, 0, AH, dgates, a.bias)
     if a.dx != NULL:
         dx = <real *>a.dx + first * I
         gemm_nn(poll, rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
@@ -1341,15 +1337,13 @@ cdef int product_by_blas(real *_, const Poll *poll, bint transpose_a, bint trans
     return gemm_nn(poll, M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
 
 
-cdef int product_by_engine(real *_, const Poll *poll, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
+cdef int product_by_engine(real *tag, const Poll *poll, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
                            Py_ssize_t K, void *a, void *b, void *c) except -1:
     cdef Memory panels = Memory()
+    cdef const fastrnn_table *table
     cdef real *to
     cdef int stopped, threads = fastrnn_most_threads()
-    if real is float:
-        table = fastrnn_current_isa().f32
-    else:
-        table = fastrnn_current_isa().f64
+    table = table_of(tag)
     to = <real *>panels.reserve(table.packed_size(1, N, K) * sizeof(real))
     with nogil:
         if transpose_b:
@@ -1420,10 +1414,7 @@ def activation(str name, x):
     cdef Py_ssize_t n = x.size
     cdef bint sigmoid = name == "sigmoid"
     cdef uint64_t mode = fastrnn_flush_denormals()
-    isa = fastrnn_current_isa()
-    if x.dtype == np.float32:
-        (isa.f32.sigmoid if sigmoid else isa.f32.tanh)(n, <const float *>data(x), <float *>data(y))
-    else:
-        (isa.f64.sigmoid if sigmoid else isa.f64.tanh)(n, <const double *>data(x), <double *>data(y))
+    table = fastrnn_current_isa().table[0 if x.dtype == np.float32 else 1]
+    (table.sigmoid if sigmoid else table.tanh)(n, data(x), data(y))
     fastrnn_restore_mode(mode)
     return y

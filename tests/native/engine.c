@@ -118,7 +118,7 @@ static void report(const char *name, const void *from, fastrnn_size rows, fastrn
 
 /* ---- the engine's functions, of the real type at hand --------------------------------------------- */
 
-#define CALL(F, ...) (item == sizeof(float) ? isa->f32->F(__VA_ARGS__) : isa->f64->F(__VA_ARGS__))
+#define CALL(F, ...) isa->table[item == sizeof(double)]->F(__VA_ARGS__)
 
 static void *pack_rows(int count, fastrnn_size units, fastrnn_size K, const void *w, void *to)
 {
@@ -371,14 +371,15 @@ int main(int count, char **arguments)
     const fastrnn_isa *isas[FASTRNN_MOST_ISAS + 1];
     int isa_count = fastrnn_available_isas(isas);
 #ifdef WITH_WIDE
-    extern const fastrnn_isa fastrnn_isa_wide; /* isa_wide.c; wants what the widest of the others has */
+    extern const fastrnn_table fastrnn_wide_f32, fastrnn_wide_f64; /* want what the widest of the others has */
+    static const fastrnn_isa wide = {"wide", 16, {&fastrnn_wide_f32, &fastrnn_wide_f64}};
     if (isa_count > 1)
-        isas[isa_count++] = &fastrnn_isa_wide;
+        isas[isa_count++] = &wide;
 #endif
     for (int k = 0; k < isa_count; k++)
-        if (isas[k]->f32->run_forward && count == 1)
+        if (isas[k]->table[0]->run_forward && count == 1)
             printf("%s\n", isas[k]->name);
-        else if (isas[k]->f32->run_forward && count == 4 && !strcmp(isas[k]->name, arguments[1]))
+        else if (isas[k]->table[0]->run_forward && count == 4 && !strcmp(isas[k]->name, arguments[1]))
             isa = isas[k];
     if (count == 1)
         return 0;

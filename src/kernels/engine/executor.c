@@ -275,13 +275,11 @@ static void open_run(const batch_t *b, int k, const place_t *place, fastrnn_run 
 static int run_layer(const batch_t *b, fastrnn_run *run, int backward)
 {
     const fastrnn_backend *backend = fastrnn_current_backend();
-    const fastrnn_isa *isa = fastrnn_current_isa();
-    const int single = b->stack->dtype == FASTRNN_F32;
+    const int precision = b->stack->dtype == FASTRNN_F64;
+    const fastrnn_table *table = fastrnn_current_isa()->table[precision];
     if (backend)
-        return backward ? backend->backward[!single](run) : backend->forward[!single](run);
-    if (backward)
-        return single ? isa->f32->run_backward(run) : isa->f64->run_backward(run);
-    return single ? isa->f32->run_forward(run) : isa->f64->run_forward(run);
+        return backward ? backend->backward[precision](run) : backend->forward[precision](run);
+    return backward ? table->run_backward(run) : table->run_forward(run);
 }
 
 /* Scratch of forward: as much as any engine wants. */

@@ -29,7 +29,7 @@ struct fastrnn_stack {
 
 /* Panels of one layer and direction, in the order of fastrnn_run. */
 typedef struct {
-    const void *ih, *hh, *hr;
+    void *ih, *hh, *hr;
 } fastrnn_layer_panels;
 
 /* Those of layer k in `panels`, which have been found to match; pass 0 is forward, 1 backward. */

@@ -24,17 +24,6 @@
 /* Vectors of a tile, and those before it of the same units. */
 #define MOST_COLUMNS 16
 
-#define panels_t NAME(panels_)
-#define product_t NAME(product_)
-#define tile_t NAME(tile_function_)
-#define epilogue_t NAME(epilogue_)
-#define tiling_t NAME(tiling_t_)
-#define panel_size NAME(panel_size_)
-#define vector_count NAME(vector_count_)
-#define weight_width NAME(weight_width_)
-#define panels_of_rows NAME(panels_of_rows_)
-#define panels_of_columns NAME(panels_of_columns_)
-#define run_product NAME(run_product_)
 
 typedef struct {
     const real *at;
@@ -82,7 +71,7 @@ typedef struct product_t {
         FOUR_COLUMNS(0, B, A, LAST), FOUR_COLUMNS(4, B, A, LAST), FOUR_COLUMNS(8, B, A, LAST),               \
             FOUR_COLUMNS(12, B, A, LAST)                                                                     \
     }
-static const fastrnn_size NAME(plain_columns_)[MOST_COLUMNS] = COLUMNS(1, 1, 0);
+static const fastrnn_size plain_columns[MOST_COLUMNS] = COLUMNS(1, 1, 0);
 
 /* R rows by Q vectors: from a row on, and from the vector of columns on that is block `block` of the units of
  * `vector`, and number `place` in panel `panel`. A tile of more than one panel begins with a whole one. */
@@ -109,13 +98,13 @@ INLINE fastrnn_size panel_size(fastrnn_size K, int width)
 }
 
 /* Numbers in the panels of a matrix, of any width. */
-static fastrnn_size NAME(packed_size_)(int blocks, fastrnn_size units, fastrnn_size K)
+static fastrnn_size packed_size(int blocks, fastrnn_size units, fastrnn_size K)
 {
     return (blocks * vector_count(units) + 3) * panel_size(K, 1);
 }
 
 /* The register tile. R, Q and the width of panels are constants, so every loop but that over k unrolls. */
-INLINE void NAME(tile_)(const int R, const int Q, const int width, const product_t *p, fastrnn_size row,
+INLINE void tile(const int R, const int Q, const int width, const product_t *p, fastrnn_size row,
                         fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
 {
     const product_t *part = p->continues ? p->before : p;
@@ -200,10 +189,10 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
 }
 
 #define DEFINE_TILE(R, Q, W)                                                                                 \
-    static void NAME(tile_##R##_##Q##_##W##_)(const product_t *p, fastrnn_size row, fastrnn_size panel,      \
+    static void tile_##R##_##Q##_##W(const product_t *p, fastrnn_size row, fastrnn_size panel,      \
                                               fastrnn_size place, fastrnn_size vector, int block)            \
     {                                                                                                        \
-        NAME(tile_)(R, Q, W, p, row, panel, place, vector, block);                                           \
+        tile(R, Q, W, p, row, panel, place, vector, block);                                           \
     }
 
 /* Every tile that is used, (R, Q, width of panels), R*Q <= TILE_VECTORS. Then, for each width: the most
@@ -225,9 +214,9 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
     X(2, 6, 3) X(2, 9, 3) X(2, 12, 3) X(3, 1, 3) X(3, 2, 3) X(3, 3, 3) X(3, 6, 3) X(4, 1, 3) X(4, 2, 3)      \
     X(4, 3, 3) X(4, 6, 3) X(5, 1, 3) X(5, 2, 3) X(5, 3, 3) X(6, 1, 3) X(6, 2, 3) X(6, 3, 3) X(7, 1, 3)       \
     X(7, 2, 3) X(7, 3, 3) X(8, 1, 3) X(8, 2, 3) X(8, 3, 3)
-static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 12, 6, 6, 3, 3, 3, 3},
+static const unsigned char most_vectors_of[][MOST_ROWS + 1] = {{0, 12, 12, 6, 6, 3, 3, 3, 3},
                                                            {0, 12, 12, 8, 4, 4, 4, 3, 3}};
-static const unsigned char NAME(tallest_)[] = {8, 6};
+static const unsigned char tallest_tile[] = {8, 6};
 #define COLUMN_ROWS (LANES < 8 ? LANES : 8) /* of a tile whose rows are columns of panels: none crosses two */
 #else
 #define FIRST_WIDTH 2
@@ -240,14 +229,14 @@ static const unsigned char NAME(tallest_)[] = {8, 6};
     X(6, 2, 2)                                                                                               \
     X(1, 1, 3) X(1, 2, 3) X(1, 3, 3) X(1, 6, 3) X(1, 9, 3) X(1, 12, 3) X(2, 1, 3) X(2, 2, 3) X(2, 3, 3)      \
     X(2, 6, 3) X(3, 1, 3) X(3, 2, 3) X(3, 3, 3) X(4, 1, 3) X(4, 2, 3) X(4, 3, 3)
-static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 6, 4, 2, 2, 2}, {0, 12, 6, 3, 3}};
-static const unsigned char NAME(tallest_)[] = {6, 4};
+static const unsigned char most_vectors_of[][MOST_ROWS + 1] = {{0, 12, 6, 4, 2, 2, 2}, {0, 12, 6, 3, 3}};
+static const unsigned char tallest_tile[] = {6, 4};
 #define COLUMN_ROWS (LANES < 4 ? LANES : 4)
 #endif
 
 TILES(DEFINE_TILE)
-#define TILE_ENTRY(R, Q, W) [W - FIRST_WIDTH][R - 1][Q - 1] = NAME(tile_##R##_##Q##_##W##_),
-static const tile_t NAME(tiles_)[][MOST_ROWS][MOST_VECTORS] = {TILES(TILE_ENTRY)};
+#define TILE_ENTRY(R, Q, W) [W - FIRST_WIDTH][R - 1][Q - 1] = tile_##R##_##Q##_##W,
+static const tile_t tile_table[][MOST_ROWS][MOST_VECTORS] = {TILES(TILE_ENTRY)};
 
 /* How n rows are divided among tiles: evenly, unless they are columns of panels. What is one needs no
  * division: a step of a small layer is over in a few hundred cycles. */
@@ -257,19 +246,19 @@ typedef struct {
 } tiling_t;
 
 /* Vectors of a tile of n rows, at most. */
-INLINE fastrnn_size NAME(most_vectors_)(const product_t *p, fastrnn_size n)
+INLINE fastrnn_size widest_tile(const product_t *p, fastrnn_size n)
 {
-    return p->a_panel ? p->w.width : NAME(most_)[p->w.width - FIRST_WIDTH][n];
+    return p->a_panel ? p->w.width : most_vectors_of[p->w.width - FIRST_WIDTH][n];
 }
 
-INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
+INLINE tiling_t divide_rows(const product_t *p, fastrnn_size n)
 {
     const int which = p->w.width - FIRST_WIDTH;
-    const unsigned char *most = NAME(most_)[which];
-    const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : NAME(tallest_)[which];
+    const unsigned char *most = most_vectors_of[which];
+    const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : tallest_tile[which];
     const fastrnn_size tiles = n <= MOST_ROWS && most[n] ? 1 : (n + tallest - 1) / tallest;
     const fastrnn_size low = tiles == 1 ? n : n / tiles;
-    return (tiling_t){tiles, low, NAME(most_vectors_)(p, low)};
+    return (tiling_t){tiles, low, widest_tile(p, low)};
 }
 
 /* Where neither leaves the first-level cache, all sums of a step are one group, whatever a tile takes: the cell's
@@ -291,20 +280,20 @@ INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
 #define FAR_WEIGHTS (512 * 1024)
 
 /* All tiles of rows [row, row_end) by vectors of units [first, last). */
-INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
+INLINE void cover(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
                          fastrnn_size last)
 {
     const fastrnn_size count = (last - first) * p->blocks, width = p->w.width;
     const fastrnn_size before = first * p->blocks; /* vectors */
     const fastrnn_size first_panel = p->blocks == width ? first : first ? before / width : 0;
-    const tiling_t tiling = NAME(tiling_)(p, row_end - row);
+    const tiling_t tiling = divide_rows(p, row_end - row);
     fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
     for (fastrnn_size next; row < row_end; row = next, higher--) {
         next = row + tiling.low + (higher > 0);
         if (p->a_panel) /* no tile crosses a panel of `a` */
             next = least(((row + p->a_first) / COLUMN_ROWS + 1) * COLUMN_ROWS - p->a_first, row_end);
-        const tile_t *tiles_of_rows = NAME(tiles_)[width - FIRST_WIDTH][next - row - 1];
-        const fastrnn_size most = NAME(most_vectors_)(p, next - row);
+        const tile_t *tiles_of_rows = tile_table[width - FIRST_WIDTH][next - row - 1];
+        const fastrnn_size most = widest_tile(p, next - row);
         fastrnn_size panel = first_panel, place = before - panel * width;
         for (fastrnn_size j = 0, n; j < count; j += n) {
             n = count - j;
@@ -323,11 +312,11 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
 }
 
 /* The same, of so many rows that no tile has more than one panel: panel by panel, so that the next can be fetched. */
-INLINE void NAME(cover_panels_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
+INLINE void cover_panels(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
                                 fastrnn_size last)
 {
     const fastrnn_size from = first * p->blocks, to = last * p->blocks, width = p->w.width; /* vectors */
-    const tiling_t tiling = NAME(tiling_)(p, row_end - row);
+    const tiling_t tiling = divide_rows(p, row_end - row);
     const fastrnn_size first_panel = from / width, panels = (to - 1) / width + 1 - first_panel;
     for (fastrnn_size turn = 0; turn < panels; turn++) {
         const fastrnn_size panel = first_panel + (p->downward ? panels - 1 - turn : turn);
@@ -335,13 +324,13 @@ INLINE void NAME(cover_panels_)(const product_t *p, fastrnn_size row, fastrnn_si
         fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
         for (fastrnn_size at = row, high; at < row_end; at += high, higher--) {
             high = tiling.low + (higher > 0);
-            NAME(tiles_)[width - FIRST_WIDTH][high - 1][end - vector - 1](
+            tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](
                 p, at, panel, vector - panel * width, vector / p->blocks, (int)(vector % p->blocks));
         }
     }
 }
 
-static void NAME(run_unpacked_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
+static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
                                 fastrnn_size vector_end, epilogue_t epilogue, const void *context);
 
 /* Rows [row, row_end) by vectors of units [vector, vector_end). */
@@ -351,7 +340,7 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
     if (row >= row_end || vector >= vector_end)
         return;
     if (!p->w.at) {
-        NAME(run_unpacked_)(p, row, row_end, vector, vector_end, epilogue, context);
+        run_unpacked(p, row, row_end, vector, vector_end, epilogue, context);
         return;
     }
     const fastrnn_size rows = row_end - row, vectors = vector_end - vector;
@@ -366,7 +355,7 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
     for (fastrnn_size pass = 0; pass < passes; pass++) {
         const fastrnn_size top = passes == 1 ? row : row + rows * pass / passes;
         const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (pass + 1) / passes;
-        const fastrnn_size n = bottom - top, most = NAME(tiling_)(p, n).most;
+        const fastrnn_size n = bottom - top, most = divide_rows(p, n).most;
         /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
          * It is made of grains, the vectors of units that a panel has, or one if it has less. */
         fastrnn_size grain = 1, grains = vectors, groups = 1;
@@ -398,12 +387,12 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
                 p->before->to = p->to;
                 p->before->ld_to = p->ld_to;
                 if (!p->continues)
-                    NAME(cover_)(p->before, top, bottom, first, last);
+                    cover(p->before, top, bottom, first, last);
             }
             if (p->ahead)
-                NAME(cover_panels_)(p, top, bottom, first, last);
+                cover_panels(p, top, bottom, first, last);
             else
-                NAME(cover_)(p, top, bottom, first, last);
+                cover(p, top, bottom, first, last);
             if (epilogue)
                 epilogue(context, top, n, first * LANES, least(last * LANES, p->units), p->to, p->ld_to);
         }

@@ -18,17 +18,14 @@
  * Nothing here knows a cell but by its fastrnn_cell_shape and its functions.
  */
 
-#define run_t fastrnn_run
-#define step_t NAME(step_)
-#define span_t NAME(span_)
-#define cells NAME(cells_)
+typedef fastrnn_run run_t;
 
 typedef struct {
     fastrnn_size from, to;
 } span_t;
 
 /* This member's part of n things, in pieces of `grain`. */
-static span_t NAME(share_)(const fastrnn_member *me, fastrnn_size n, fastrnn_size grain)
+static span_t share_of(const fastrnn_member *me, fastrnn_size n, fastrnn_size grain)
 {
     if (me->size == 1)
         return (span_t){0, n};
@@ -61,7 +58,7 @@ typedef struct {
 } step_t;
 
 /* The least row before which `work` packed rows lie: what divides rows of different lengths fairly. */
-static fastrnn_size NAME(row_after_)(const run_t *run, fastrnn_size work)
+static fastrnn_size row_after(const run_t *run, fastrnn_size work)
 {
     fastrnn_size low = 0, high = run->B;
     while (low < high) {
@@ -77,17 +74,17 @@ static fastrnn_size NAME(row_after_)(const run_t *run, fastrnn_size work)
     return low;
 }
 
-static fastrnn_size NAME(sums_width_)(int cell, fastrnn_size H)
+static fastrnn_size sums_width(int cell, fastrnn_size H)
 {
     return fastrnn_cell_shapes[cell].accumulators * vector_count(H) * LANES;
 }
 
-static fastrnn_size NAME(sums_size_)(int cell, fastrnn_size H, fastrnn_size rows)
+static fastrnn_size sums_size(int cell, fastrnn_size H, fastrnn_size rows)
 {
-    return (1 + rows) * NAME(sums_width_)(cell, H); /* the first is the bias */
+    return (1 + rows) * sums_width(cell, H); /* the first is the bias */
 }
 
-static step_t NAME(begin_)(const run_t *run, const fastrnn_member *me)
+static step_t begin_run(const run_t *run, const fastrnn_member *me)
 {
     const fastrnn_cell_shape shape = fastrnn_cell_shapes[run->cell];
     const fastrnn_member all = {.size = 1};
@@ -95,32 +92,32 @@ static step_t NAME(begin_)(const run_t *run, const fastrnn_member *me)
      * is the work, and units divide it. */
     const int split_units = me->size > 1 && run->B < 4 * me->size;
     const fastrnn_size N = run->offsets[run->T];
-    span_t rows = NAME(share_)(split_units ? &all : me, run->B, 1);
+    span_t rows = share_of(split_units ? &all : me, run->B, 1);
     if (!split_units && me->size > 1 && N < run->T * run->B)
-        rows = (span_t){NAME(row_after_)(run, N * me->rank / me->size),
-                        me->rank + 1 < me->size ? NAME(row_after_)(run, N * (me->rank + 1) / me->size) : run->B};
+        rows = (span_t){row_after(run, N * me->rank / me->size),
+                        me->rank + 1 < me->size ? row_after(run, N * (me->rank + 1) / me->size) : run->B};
     return (step_t){
         .run = run,
         .shape = shape,
         .AH = shape.accumulators * run->H,
         .direct = shape.hidden_blocks * run->H,
-        .width = NAME(sums_width_)(run->cell, run->H),
+        .width = sums_width(run->cell, run->H),
         .bias = run->sums,
         .project_by_step = run->B >= 16 && run->packed_ih, /* unpacked weights have no tile that takes two products */
         .split_units = split_units,
         .rows = rows,
-        .units = NAME(share_)(split_units ? me : &all, vector_count(run->H), 1),
-        .out = NAME(share_)(split_units ? me : &all, vector_count(run->P), 1),
+        .units = share_of(split_units ? me : &all, vector_count(run->H), 1),
+        .out = share_of(split_units ? me : &all, vector_count(run->P), 1),
     };
 }
 
-INLINE fastrnn_size NAME(rows_at_)(const run_t *run, fastrnn_size t)
+INLINE fastrnn_size rows_at(const run_t *run, fastrnn_size t)
 {
     return t < 0 || t >= run->T ? 0 : run->offsets[t + 1] - run->offsets[t];
 }
 
 /* How many steps the chunk after the first `done` takes: as many as fit run->chunk rows, at least one. */
-static fastrnn_size NAME(next_chunk_)(const run_t *run, fastrnn_size done, int from_end)
+static fastrnn_size next_chunk(const run_t *run, fastrnn_size done, int from_end)
 {
     const fastrnn_size *offsets = run->offsets, edge = run->T - done;
     fastrnn_size steps = 1;
@@ -134,20 +131,20 @@ static fastrnn_size NAME(next_chunk_)(const run_t *run, fastrnn_size done, int f
 }
 
 /* Set the step's rows, and where the states before it lie. */
-static void NAME(go_to_)(step_t *s, fastrnn_size t)
+static void go_to(step_t *s, fastrnn_size t)
 {
     const run_t *run = s->run;
-    const fastrnn_size before = run->reverse ? t + 1 : t - 1, there = NAME(rows_at_)(run, before);
+    const fastrnn_size before = run->reverse ? t + 1 : t - 1, there = rows_at(run, before);
     s->t = t;
     s->first = run->offsets[t];
-    s->n = NAME(rows_at_)(run, t);
+    s->n = rows_at(run, t);
     s->old = there < s->n ? there : s->n;
     s->first_old = s->old ? run->offsets[before] : 0;
     s->h_old = (const real *)run->y + s->first_old * run->ldy;
     s->h_new = run->h;
 }
 
-INLINE void NAME(wait_)(const step_t *s, const fastrnn_member *me)
+INLINE void wait_for_members(const step_t *s, const fastrnn_member *me)
 {
     if (s->split_units)
         fastrnn_barrier(me);
@@ -155,33 +152,48 @@ INLINE void NAME(wait_)(const step_t *s, const fastrnn_member *me)
 
 /* ---- forward -------------------------------------------------------------------------------------- */
 
-static void NAME(apply_forward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
+static void apply_forward(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
                                  fastrnn_size end, real *to, fastrnn_size ld)
 {
     const step_t *s = context;
     const run_t *run = s->run;
     const fastrnn_size H = run->H, at = s->first + row, ldh = run->projected ? H : run->ldy;
-    const sums_t sums = {to + row * ld, ld, LANES, s->shape.accumulators};
-    real *h = run->projected ? (real *)run->unit + row * H : (real *)run->y + at * ldh;
-    real *c = run->c ? (real *)run->c + row * H : 0, *kept = run->c_kept ? (real *)run->c_kept + at * H : 0;
-    /* What is kept may be y, which is written anyway. */
-    real *gates = run->gates && run->gates != run->y ? (real *)run->gates + at * s->AH : 0;
-    cells[run->cell].forward(n, H, unit, end, &sums, gates, s->h_prev + row * s->ld_prev, s->ld_prev, h, ldh, c,
-                             kept);
+    cells[run->cell].forward(&(fastrnn_cell_forward){
+        .n = n,
+        .H = H,
+        .unit = unit,
+        .end = end,
+        .sums = {to + row * ld, ld, LANES, s->shape.accumulators},
+        /* What is kept may be y, which is written anyway. */
+        .gates = run->gates && run->gates != run->y ? (real *)run->gates + at * s->AH : 0,
+        .h_prev = s->h_prev + row * s->ld_prev,
+        .ld_prev = s->ld_prev,
+        .h = run->projected ? (real *)run->unit + row * H : (real *)run->y + at * ldh,
+        .ldh = ldh,
+        .c = run->c ? (real *)run->c + row * H : 0,
+        .c_kept = run->c_kept ? (real *)run->c_kept + at * H : 0,
+    });
 }
 
-static void NAME(apply_reset_forward_)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
+static void apply_reset_forward(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
                                        fastrnn_size end, real *to, fastrnn_size ld)
 {
     const step_t *s = context;
     const fastrnn_size H = s->run->H;
-    const sums_t sums = {to + row * ld, ld, LANES, s->shape.accumulators};
-    cells[s->run->cell].reset_forward(n, H, unit, end, &sums, s->h_prev + row * s->ld_prev, s->ld_prev,
-                                      (real *)s->run->unit + row * H);
+    cells[s->run->cell].reset_forward(&(fastrnn_cell_forward){
+        .n = n,
+        .H = H,
+        .unit = unit,
+        .end = end,
+        .sums = {to + row * ld, ld, LANES, s->shape.accumulators},
+        .h_prev = s->h_prev + row * s->ld_prev,
+        .ld_prev = s->ld_prev,
+        .rh = (real *)s->run->unit + row * H,
+    });
 }
 
 /* A row of sums that is the bias: of the blocks of either, as their products, to its accumulator. */
-static void NAME(set_bias_row_)(const step_t *s)
+static void set_bias_row(const step_t *s)
 {
     const run_t *run = s->run;
     const int A = s->shape.accumulators, gates = s->shape.gates, input = s->shape.input_blocks;
@@ -206,19 +218,19 @@ static void NAME(set_bias_row_)(const step_t *s)
  * which may be one further on. */
 typedef struct {
     fastrnn_size input[MOST_COLUMNS], hidden[MOST_COLUMNS], reset[MOST_COLUMNS];
-} NAME(cell_columns_);
+} cell_columns;
 #define CELL_COLUMNS(CELL, GATES_, A, INPUT, HIDDEN, ...)                                                    \
     {COLUMNS(GATES_, A, A - 1), COLUMNS(HIDDEN, A, HIDDEN - 1), COLUMNS(1, A, HIDDEN)},
-static const NAME(cell_columns_) NAME(columns_)[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_COLUMNS)};
+static const cell_columns columns_of_cells[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_COLUMNS)};
 
 /* The products of a step, but for its rows of x, h and sums. */
-static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
+static void make_forward(step_t *s, const fastrnn_member *me)
 {
     const run_t *run = s->run;
     const fastrnn_cell_shape shape = s->shape;
     const fastrnn_size I = run->I, H = run->H, P = run->P, stride = shape.accumulators * LANES;
     const int hidden = shape.hidden_blocks;
-    const NAME(cell_columns_) *columns = &NAME(columns_)[run->cell];
+    const cell_columns *columns = &columns_of_cells[run->cell];
     /* sums = bias + x W_ih^T, each block to its accumulator */
     s->input = (product_t){
         .me = me,
@@ -277,7 +289,7 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
             .sums = 1,
         };
         if (s->reset.w.at)
-            s->reset.w.at += NAME(packed_size_)(hidden, H, P);
+            s->reset.w.at += packed_size(hidden, H, P);
     }
     if (run->projected) { /* y = (o tanh(c)) W_hr^T */
         s->output = (product_t){
@@ -293,13 +305,13 @@ static void NAME(make_forward_)(step_t *s, const fastrnn_member *me)
             .a_k = 1,
             .ld_to = run->ldy,
             .stride = LANES,
-            .column = NAME(plain_columns_),
+            .column = plain_columns,
         };
     }
 }
 
 /* The accumulator that no input feeds begins as its bias. */
-static void NAME(set_bias_)(const step_t *s, span_t rows, span_t units, real *sums)
+static void set_bias(const step_t *s, span_t rows, span_t units, real *sums)
 {
     const fastrnn_size A = s->shape.accumulators, block = s->shape.input_blocks;
     if (A > s->shape.gates)
@@ -311,20 +323,20 @@ static void NAME(set_bias_)(const step_t *s, span_t rows, span_t units, real *su
 }
 
 /* The inputs of a whole chunk. */
-static void NAME(project_)(step_t *s, fastrnn_size first, fastrnn_size rows, real *sums, const fastrnn_member *me)
+static void project(step_t *s, fastrnn_size first, fastrnn_size rows, real *sums, const fastrnn_member *me)
 {
     const fastrnn_member all = {.size = 1};
     const int by_rows = rows >= 8 * me->size;
-    const span_t mine = NAME(share_)(by_rows ? me : &all, rows, 1);
-    const span_t units = NAME(share_)(by_rows ? &all : me, vector_count(s->run->H), 1);
+    const span_t mine = share_of(by_rows ? me : &all, rows, 1);
+    const span_t units = share_of(by_rows ? &all : me, vector_count(s->run->H), 1);
     s->input.a = (const real *)s->run->x + first * s->run->I;
     s->input.to = sums;
     run_product(&s->input, mine.from, mine.to, units.from, units.to, 0, 0);
-    NAME(set_bias_)(s, mine, units, sums);
+    set_bias(s, mine, units, sums);
 }
 
 /* A product with the states before the step: of rows that have a step before, then of those that begin. */
-static void NAME(from_states_)(step_t *s, product_t *p, epilogue_t epilogue)
+static void from_states(step_t *s, product_t *p, epilogue_t epilogue)
 {
     const run_t *run = s->run;
     const fastrnn_size from = s->rows.from, to = least(s->rows.to, s->n);
@@ -338,10 +350,10 @@ static void NAME(from_states_)(step_t *s, product_t *p, epilogue_t epilogue)
     }
 }
 
-static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *sums, const fastrnn_member *me)
+static void step_forward(step_t *s, fastrnn_size t, real *sums, const fastrnn_member *me)
 {
     const run_t *run = s->run;
-    NAME(go_to_)(s, t);
+    go_to(s, t);
     s->hidden.to = sums;
     s->hidden.downward = t & 1;
     if (s->project_by_step)
@@ -349,28 +361,28 @@ static void NAME(step_forward_)(step_t *s, fastrnn_size t, real *sums, const fas
     if (!s->hidden.continues)
         s->hidden.from = sums;
     if (!s->shape.has_reset) {
-        NAME(from_states_)(s, &s->hidden, NAME(apply_forward_));
+        from_states(s, &s->hidden, apply_forward);
     } else {
-        NAME(from_states_)(s, &s->hidden, NAME(apply_reset_forward_));
-        NAME(wait_)(s, me);
+        from_states(s, &s->hidden, apply_reset_forward);
+        wait_for_members(s, me);
         s->reset.from = s->reset.to = sums;
         s->reset.downward = t & 1;
-        NAME(from_states_)(s, &s->reset, NAME(apply_forward_));
+        from_states(s, &s->reset, apply_forward);
     }
     if (run->projected) {
-        NAME(wait_)(s, me);
+        wait_for_members(s, me);
         s->output.to = (real *)run->y + s->first * run->ldy;
         run_product(&s->output, s->rows.from, least(s->rows.to, s->n), s->out.from, s->out.to, 0, 0);
     }
-    NAME(wait_)(s, me);
+    wait_for_members(s, me);
 }
 
 /* The final state of every row: its h of the last step that it took. */
-static void NAME(final_state_)(const run_t *run, const fastrnn_member *me)
+static void final_state(const run_t *run, const fastrnn_member *me)
 {
-    const span_t mine = NAME(share_)(me, run->B, 1);
+    const span_t mine = share_of(me, run->B, 1);
     for (fastrnn_size t = run->reverse ? 0 : run->T - 1, done = 0; t >= 0 && done < run->B; t--) {
-        const fastrnn_size n = NAME(rows_at_)(run, t);
+        const fastrnn_size n = rows_at(run, t);
         const real *y = (const real *)run->y + run->offsets[t] * run->ldy;
         for (fastrnn_size row = greatest(done, mine.from); row < least(n, mine.to); row++)
             memcpy((real *)run->h + row * run->P, y + row * run->ldy, (size_t)run->P * sizeof(real));
@@ -378,38 +390,38 @@ static void NAME(final_state_)(const run_t *run, const fastrnn_member *me)
     }
 }
 
-static void NAME(work_forward_)(void *context, const fastrnn_member *me)
+static void work_forward(void *context, const fastrnn_member *me)
 {
     run_t *run = context;
-    step_t s = NAME(begin_)(run, me);
+    step_t s = begin_run(run, me);
     real *sums = (real *)run->sums + s.width;
     unsigned turn = 0;
-    NAME(make_forward_)(&s, me);
+    make_forward(&s, me);
     if (me->rank == 0)
-        NAME(set_bias_row_)(&s);
+        set_bias_row(&s);
     fastrnn_barrier(me);
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {
-        steps = NAME(next_chunk_)(run, done, run->reverse);
+        steps = next_chunk(run, done, run->reverse);
         const fastrnn_size t = run->reverse ? run->T - done - steps : done, first = run->offsets[t];
         if (!s.project_by_step) {
-            NAME(project_)(&s, first, run->offsets[t + steps] - first, sums, me);
+            project(&s, first, run->offsets[t + steps] - first, sums, me);
             fastrnn_barrier(me);
         }
         for (fastrnn_size step = 0; step < steps; step++) {
             const fastrnn_size now = run->reverse ? t + steps - 1 - step : t + step;
             /* those of a step that projects its own inputs are wanted no longer than that */
-            NAME(step_forward_)(&s, now, s.project_by_step ? sums : sums + (run->offsets[now] - first) * s.width, me);
+            step_forward(&s, now, s.project_by_step ? sums : sums + (run->offsets[now] - first) * s.width, me);
         }
         if (fastrnn_ended(me, turn))
             return;
     }
-    NAME(final_state_)(run, me);
+    final_state(run, me);
 }
 
 /* ---- backward ------------------------------------------------------------------------------------- */
 
 /* to (n, units) = a (n, K) times panels of `depth` rows, of a plain matrix. */
-static product_t NAME(plain_product_)(const fastrnn_member *me, fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth,
+static product_t plain_product(const fastrnn_member *me, fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth,
                                       const real *a, fastrnn_size a_row, real *to)
 {
     product_t p = {
@@ -425,14 +437,14 @@ static product_t NAME(plain_product_)(const fastrnn_member *me, fastrnn_size K, 
         .to = to,
         .ld_to = units,
         .stride = LANES,
-        .column = NAME(plain_columns_),
+        .column = plain_columns,
     };
     return p;
 }
 
 /* The cells, of this member's rows and units of the step. The rows are whole, not a group of units at a time as in
  * forward: what forward kept comes from beyond the caches, and in the order of memory. */
-static void NAME(apply_backward_)(const step_t *s)
+static void apply_backward(const step_t *s)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, unit = s->units.from * LANES, end = least(s->units.to * LANES, H);
@@ -447,15 +459,27 @@ static void NAME(apply_backward_)(const step_t *s)
             c_prev = has_before ? (const real *)run->c_kept + (s->first_old + row) * H
                                 : (const real *)run->c + row * H;
         }
-        cells[run->cell].backward(
-            next, H, unit, end, s->gates + row * s->AH, h_prev, ld_prev, c, c_prev,
-            run->dy && !run->projected ? (const real *)run->dy + at * run->lddy : 0, run->lddy,
-            s->dgates + row * s->AH, (real *)(run->projected ? run->dunit : run->dh) + row * H,
-            run->dc ? (real *)run->dc + row * H : 0, s->units_kept ? s->units_kept + row * H : 0);
+        cells[run->cell].backward(&(fastrnn_cell_backward){
+            .n = next,
+            .H = H,
+            .unit = unit,
+            .end = end,
+            .gates = s->gates + row * s->AH,
+            .h_prev = h_prev,
+            .ld_prev = ld_prev,
+            .c = c,
+            .c_prev = c_prev,
+            .dy = run->dy && !run->projected ? (const real *)run->dy + at * run->lddy : 0,
+            .lddy = run->lddy,
+            .dgates = s->dgates + row * s->AH,
+            .dh = (real *)(run->projected ? run->dunit : run->dh) + row * H,
+            .dc = run->dc ? (real *)run->dc + row * H : 0,
+            .h = s->units_kept ? s->units_kept + row * H : 0,
+        });
     }
 }
 
-static void NAME(apply_reset_backward_)(const step_t *s)
+static void apply_reset_backward(const step_t *s)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, unit = s->units.from * LANES, end = least(s->units.to * LANES, H);
@@ -464,15 +488,23 @@ static void NAME(apply_reset_backward_)(const step_t *s)
         const int has_before = row < s->old;
         const fastrnn_size ld_prev = has_before ? run->ldy : H;
         next = (has_before ? least(to, s->old) : to) - row;
-        cells[run->cell].reset_backward(next, H, unit, end, s->gates + row * s->AH,
-                                        (has_before ? s->h_old : s->h_new) + row * ld_prev, ld_prev,
-                                        s->units_kept + row * H, s->dgates + row * s->AH,
-                                        (real *)run->dh + row * H);
+        cells[run->cell].reset_backward(&(fastrnn_cell_backward){
+            .n = next,
+            .H = H,
+            .unit = unit,
+            .end = end,
+            .gates = s->gates + row * s->AH,
+            .h_prev = (has_before ? s->h_old : s->h_new) + row * ld_prev,
+            .ld_prev = ld_prev,
+            .drh = s->units_kept + row * H,
+            .dgates = s->dgates + row * s->AH,
+            .dh = (real *)run->dh + row * H,
+        });
     }
 }
 
 /* dh += dy of the projected state, and a copy for dW_hr. */
-static void NAME(apply_upstream_)(const step_t *s)
+static void apply_upstream(const step_t *s)
 {
     const run_t *run = s->run;
     const fastrnn_size unit = s->out.from * LANES, end = least(s->out.to * LANES, run->P);
@@ -489,7 +521,7 @@ static void NAME(apply_upstream_)(const step_t *s)
 }
 
 /* dh of the step before, from the dgates (n, AH) of one. */
-static void NAME(carry_back_)(step_t *s, const real *dgates, fastrnn_size n)
+static void carry_back(step_t *s, const real *dgates, fastrnn_size n)
 {
     s->back.a = dgates;
     s->back.downward = s->t & 1;
@@ -497,32 +529,32 @@ static void NAME(carry_back_)(step_t *s, const real *dgates, fastrnn_size n)
 }
 
 /* dgates of step t, given those (n, AH) of the step after it if it is in the same chunk, else n = 0. */
-static void NAME(step_backward_)(step_t *s, const real *dgates, fastrnn_size n, const fastrnn_member *me)
+static void step_backward(step_t *s, const real *dgates, fastrnn_size n, const fastrnn_member *me)
 {
     const run_t *run = s->run;
     const fastrnn_size H = run->H, P = run->P, to = least(s->rows.to, s->n);
-    NAME(carry_back_)(s, dgates, n);
+    carry_back(s, dgates, n);
     if (run->projected) {
-        NAME(apply_upstream_)(s);
-        NAME(wait_)(s, me);
-        product_t p = NAME(plain_product_)(me, P, H, run->columns_hr, P, run->dh, P, run->dunit);
+        apply_upstream(s);
+        wait_for_members(s, me);
+        product_t p = plain_product(me, P, H, run->columns_hr, P, run->dh, P, run->dunit);
         run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
     }
-    NAME(apply_backward_)(s);
+    apply_backward(s);
     if (s->shape.has_reset) {
-        NAME(wait_)(s, me);
-        product_t p = NAME(plain_product_)(me, H, H, run->columns_hh, s->shape.gates * H, s->dgates + s->direct, s->AH,
+        wait_for_members(s, me);
+        product_t p = plain_product(me, H, H, run->columns_hh, s->shape.gates * H, s->dgates + s->direct, s->AH,
                                            s->units_kept);
         p.first_k = s->direct;
         run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
-        NAME(apply_reset_backward_)(s);
+        apply_reset_backward(s);
     }
-    NAME(wait_)(s, me);
+    wait_for_members(s, me);
 }
 
 /* Panels of the states that the chunk's rows started from: rows of y as far as they follow each other, so
  * that a full batch is one copy, and of the initial state. */
-static void NAME(pack_h_prev_)(step_t *s, fastrnn_size t, fastrnn_size steps, fastrnn_size rows, span_t vectors)
+static void pack_h_prev(step_t *s, fastrnn_size t, fastrnn_size steps, fastrnn_size rows, span_t vectors)
 {
     const run_t *run = s->run;
     const fastrnn_size first = run->offsets[t];
@@ -530,7 +562,7 @@ static void NAME(pack_h_prev_)(step_t *s, fastrnn_size t, fastrnn_size steps, fa
     fastrnn_size to = 0, count = 0;
     for (fastrnn_size step = 0; step <= steps; step++) {
         if (step < steps)
-            NAME(go_to_)(s, t + step);
+            go_to(s, t + step);
         const int follows = step < steps && count && s->old && s->h_old == from + count * run->ldy &&
                             s->first - first == to + count;
         if (!follows) {
@@ -550,7 +582,7 @@ static void NAME(pack_h_prev_)(step_t *s, fastrnn_size t, fastrnn_size steps, fa
 
 /* What a chunk of steps adds to the gradients of the parameters, and its dx. The first chunk finds nothing to
  * add to, except for the bias. */
-static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps, int first_chunk,
+static void chunk_products(step_t *s, fastrnn_size t, fastrnn_size steps, int first_chunk,
                                   const fastrnn_member *me)
 {
     const run_t *run = s->run;
@@ -562,33 +594,33 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
     const int units_width = run->projected ? weight_width(1) : COLUMN_WIDTH;
     span_t mine;
     if (!fastrnn_stopping(me, 0)) {
-        mine = NAME(share_)(me, vector_count(AH), 1);
+        mine = share_of(me, vector_count(AH), 1);
         if (run->dweight_ih || run->dweight_hh)
             panels_of_columns(AH, 1, rows, 0, rows, dgates, AH, run->panels_dgates, mine.from, mine.to);
-        NAME(add_rows_)(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
+        add_rows(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), dgates, run->bias);
         if (run->dweight_hh)
-            NAME(pack_h_prev_)(s, t, steps, rows, NAME(share_)(me, vector_count(P), 1));
-        mine = NAME(share_)(me, vector_count(I), 1);
+            pack_h_prev(s, t, steps, rows, share_of(me, vector_count(P), 1));
+        mine = share_of(me, vector_count(I), 1);
         if (run->dweight_ih)
             panels_of_columns(I, COLUMN_WIDTH, rows, 0, rows, x, I, run->panels_x, mine.from, mine.to);
-        mine = NAME(share_)(me, vector_count(H), 1);
+        mine = share_of(me, vector_count(H), 1);
         if (run->panels_units && (run->dweight_hh || run->dweight_hr))
             panels_of_columns(H, units_width, rows, 0, rows, run->units, H, run->panels_units, mine.from, mine.to);
     }
     fastrnn_barrier(me);
 
     /* Gradients of weights: columns of dgates by columns of what they were multiplied with. */
-    product_t p = NAME(plain_product_)(me, rows, P, run->panels_h, rows, run->panels_dgates, 1, run->dweight_hh);
+    product_t p = plain_product(me, rows, P, run->panels_h, rows, run->panels_dgates, 1, run->dweight_hh);
     p.w.width = COLUMN_WIDTH;
     p.a_k = LANES;
     p.a_panel = panel_size(rows, 1);
     if (run->dweight_hh) {
         p.from = first_chunk ? 0 : p.to;
-        mine = NAME(share_)(me, direct, COLUMN_ROWS);
+        mine = share_of(me, direct, COLUMN_ROWS);
         run_product(&p, mine.from, mine.to, 0, vector_count(P), 0, 0);
         if (s->shape.has_reset) {
             p.w.at = run->panels_units;
-            mine = NAME(share_)(me, H, COLUMN_ROWS);
+            mine = share_of(me, H, COLUMN_ROWS);
             run_product(&p, direct + mine.from, direct + mine.to, 0, vector_count(H), 0, 0);
         }
     }
@@ -597,28 +629,28 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
         p.w.at = run->panels_x;
         p.to = run->dweight_ih;
         p.from = first_chunk ? 0 : p.to;
-        mine = NAME(share_)(me, direct_x, COLUMN_ROWS);
+        mine = share_of(me, direct_x, COLUMN_ROWS);
         run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
         if (s->shape.gates > s->shape.input_blocks) {
             p.a_first = AH - H;
             p.to += direct_x * I;
             p.from = first_chunk ? 0 : p.to;
-            mine = NAME(share_)(me, H, COLUMN_ROWS);
+            mine = share_of(me, H, COLUMN_ROWS);
             run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
         }
     }
     if (run->dweight_hr) {
-        product_t q = NAME(plain_product_)(me, rows, H, run->panels_units, rows, run->dh_kept, 1, run->dweight_hr);
+        product_t q = plain_product(me, rows, H, run->panels_units, rows, run->dh_kept, 1, run->dweight_hr);
         q.a_k = P;
         q.from = first_chunk ? 0 : q.to;
-        mine = NAME(share_)(me, P, COLUMN_ROWS);
+        mine = share_of(me, P, COLUMN_ROWS);
         run_product(&q, mine.from, mine.to, 0, vector_count(H), 0, 0);
     }
     if (run->dx) {
-        product_t q = NAME(plain_product_)(me, direct_x, I, run->columns_ih, s->shape.gates * H, dgates, AH,
+        product_t q = plain_product(me, direct_x, I, run->columns_ih, s->shape.gates * H, dgates, AH,
                                            (real *)run->dx + first * I);
         q.from = run->accumulate_dx ? q.to : 0;
-        mine = NAME(share_)(me, rows, 1);
+        mine = share_of(me, rows, 1);
         run_product(&q, mine.from, mine.to, 0, vector_count(I), 0, 0);
         if (s->shape.gates > s->shape.input_blocks) {
             q.K = H;
@@ -630,15 +662,15 @@ static void NAME(chunk_products_)(step_t *s, fastrnn_size t, fastrnn_size steps,
     }
 }
 
-static void NAME(work_backward_)(void *context, const fastrnn_member *me)
+static void work_backward(void *context, const fastrnn_member *me)
 {
     run_t *run = context;
-    step_t s = NAME(begin_)(run, me);
+    step_t s = begin_run(run, me);
     unsigned turn = 0;
-    s.back = NAME(plain_product_)(me, s.direct, run->P, run->columns_hh, s.shape.gates * run->H, 0, s.AH, run->dh);
+    s.back = plain_product(me, s.direct, run->P, run->columns_hh, s.shape.gates * run->H, 0, s.AH, run->dh);
     s.back.from = run->projected ? 0 : run->dh;
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {
-        steps = NAME(next_chunk_)(run, done, !run->reverse);
+        steps = next_chunk(run, done, !run->reverse);
         const fastrnn_size t = run->reverse ? done : run->T - done - steps, first = run->offsets[t];
         fastrnn_size after = 0; /* rows of the step that came before this one in this loop */
         s.dgates = 0;
@@ -646,17 +678,17 @@ static void NAME(work_backward_)(void *context, const fastrnn_member *me)
             const fastrnn_size now = run->reverse ? t + step : t + steps - 1 - step;
             const fastrnn_size at = run->offsets[now] - first;
             const real *dgates_after = s.dgates;
-            NAME(go_to_)(&s, now);
+            go_to(&s, now);
             s.gates = (const real *)run->gates + s.first * s.AH;
             s.dgates = (real *)run->dgates + at * s.AH;
             s.units_kept = run->units ? (real *)run->units + at * run->H : 0;
             s.dh_kept = run->dh_kept ? (real *)run->dh_kept + at * run->P : 0;
-            NAME(step_backward_)(&s, dgates_after, after, me);
+            step_backward(&s, dgates_after, after, me);
             after = s.n;
         }
-        NAME(carry_back_)(&s, s.dgates, after); /* the next chunk takes over from dh */
+        carry_back(&s, s.dgates, after); /* the next chunk takes over from dh */
         fastrnn_barrier(me);
-        NAME(chunk_products_)(&s, t, steps, done == 0, me);
+        chunk_products(&s, t, steps, done == 0, me);
         if (fastrnn_ended(me, turn))
             return;
     }
@@ -670,7 +702,7 @@ static void NAME(work_backward_)(void *context, const fastrnn_member *me)
 #define FASTRNN_SHARED_STEP_FLOPS 80000
 #endif
 
-static int NAME(useful_threads_)(const run_t *run)
+static int useful_threads(const run_t *run)
 {
     const fastrnn_size G = fastrnn_cell_shapes[run->cell].gates * run->H;
     const double call = 2.0 * (double)run->offsets[run->T] * (double)G * (double)(run->I + run->P);
@@ -686,22 +718,22 @@ static int NAME(useful_threads_)(const run_t *run)
     return threads;
 }
 
-static int NAME(run_forward_)(fastrnn_run *run)
+static int run_forward(fastrnn_run *run)
 {
-    return fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_forward_), run, &run->poll);
+    return fastrnn_parallel(useful_threads(run), work_forward, run, &run->poll);
 }
 
-static int NAME(run_backward_)(fastrnn_run *run)
+static int run_backward(fastrnn_run *run)
 {
-    return fastrnn_parallel(NAME(useful_threads_)(run), NAME(work_backward_), run, &run->poll);
+    return fastrnn_parallel(useful_threads(run), work_backward, run, &run->poll);
 }
 
-static void NAME(pack_all_rows_)(int blocks, fastrnn_size units, fastrnn_size K, const real *w, real *panels)
+static void pack_all_rows(int blocks, fastrnn_size units, fastrnn_size K, const void *w, void *panels)
 {
     panels_of_rows(blocks, units, K, w, K, panels);
 }
 
-static void NAME(pack_all_columns_)(fastrnn_size units, fastrnn_size K, const real *w, real *panels)
+static void pack_all_columns(fastrnn_size units, fastrnn_size K, const void *w, void *panels)
 {
     panels_of_columns(units, weight_width(1), K, 0, K, w, units, panels, 0, vector_count(units));
 }
@@ -709,26 +741,26 @@ static void NAME(pack_all_columns_)(fastrnn_size units, fastrnn_size K, const re
 typedef struct {
     product_t p; /* but for the member */
     fastrnn_size rows;
-} NAME(shared_product_);
+} shared_product;
 
-static void NAME(work_multiply_)(void *context, const fastrnn_member *me)
+static void work_multiply(void *context, const fastrnn_member *me)
 {
-    const NAME(shared_product_) *shared = context;
+    const shared_product *shared = context;
     product_t p = shared->p;
     p.me = me;
     const fastrnn_member all = {.size = 1};
     const int by_rows = shared->rows >= 8 * me->size;
-    const span_t rows = NAME(share_)(by_rows ? me : &all, shared->rows, 1);
-    const span_t vectors = NAME(share_)(by_rows ? &all : me, vector_count(p.units), 1);
+    const span_t rows = share_of(by_rows ? me : &all, shared->rows, 1);
+    const span_t vectors = share_of(by_rows ? &all : me, vector_count(p.units), 1);
     run_product(&p, rows.from, rows.to, vectors.from, vectors.to, 0, 0);
 }
 
-static int NAME(multiply_all_)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const real *a, fastrnn_size a_row,
-                               fastrnn_size a_k, const real *panels, real *c, int threads, const fastrnn_poll *poll)
+static int multiply_all(fastrnn_size M, fastrnn_size N, fastrnn_size K, const void *a, fastrnn_size a_row,
+                        fastrnn_size a_k, const void *panels, void *c, int threads, const fastrnn_poll *poll)
 {
-    NAME(shared_product_) shared = {NAME(plain_product_)(NULL, K, N, panels, K, a, a_row, c), M};
+    shared_product shared = {plain_product(NULL, K, N, panels, K, a, a_row, c), M};
     shared.p.a_k = a_k;
     if (2.0 * (double)M * (double)N * (double)K < FASTRNN_SHARED_CALL_FLOPS)
         threads = 1;
-    return fastrnn_parallel(threads, NAME(work_multiply_), &shared, poll);
+    return fastrnn_parallel(threads, work_multiply, &shared, poll);
 }

@@ -10,14 +10,14 @@ typedef struct {
     int (*backward[2])(fastrnn_run *run);
 } fastrnn_backend;
 
-const fastrnn_isa *fastrnn_current_isa(void);
-int fastrnn_is_fused(void);
-const fastrnn_backend *fastrnn_current_backend(void);
+FASTRNN_API const fastrnn_isa *fastrnn_current_isa(void);
+FASTRNN_API int fastrnn_is_fused(void);
+FASTRNN_API const fastrnn_backend *fastrnn_current_backend(void);
 
 /* Choose the instruction set, and the back end for its runs: NULL for its own fused kernels. */
-void fastrnn_use(const fastrnn_isa *isa, const fastrnn_backend *backend);
+FASTRNN_API void fastrnn_use(const fastrnn_isa *isa, const fastrnn_backend *backend);
 
-int fastrnn_most_threads(void);
-int fastrnn_use_threads(int most); /* returns the setting before */
+FASTRNN_API int fastrnn_most_threads(void);
+FASTRNN_API int fastrnn_use_threads(int most); /* returns the setting before */
 
 #endif
