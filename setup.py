@@ -1,7 +1,7 @@
 """Builds the engine, a shared library without Python in fastrnn/_lib, and the Cython module that calls it.
 
-Only engine/variant.c gets machine flags, once per instruction set and precision, so the package runs on any processor
-of the architecture.
+Only engine/variant.c gets machine flags, once per instruction set and precision, so the package runs on any
+processor of the architecture.
 FASTRNN_WERROR=1 turns warnings into errors; FASTRNN_SANITIZE=address,undefined builds with sanitizers.
 """
 
@@ -69,7 +69,7 @@ class BuildExt(build_ext):
         if not self.force and os.path.exists(library) and os.path.getmtime(library) > newest:
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = sum(pool.map(lambda job: self.compile_part(*job), jobs), [])
+            objects = [part for parts in pool.map(lambda job: self.compile_part(*job), jobs) for part in parts]
         os.makedirs(os.path.dirname(library), exist_ok=True)
         self.compiler.link_shared_object(
             objects, library, extra_postargs=[*LINK, "-Wl,-soname," + os.path.basename(library)]

@@ -33,7 +33,7 @@ typedef struct {
 
 typedef struct product_t {
     const fastrnn_member *me; /* whose part of the work it is */
-    struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
+    const struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
     int continues; /* the sums of `before`, which stay in registers, except where the columns differ */
     fastrnn_size K, units;
     int blocks;
@@ -56,10 +56,7 @@ typedef struct product_t {
     fastrnn_size stride;
     const fastrnn_size *column; /* (MOST_COLUMNS,) */
     int sums;    /* `to` has room for whole vectors, whatever `units` is; else there is one block */
-    /* Rows from first_row on share a pass; meanwhile the next panel, up or down, is fetched into the second-level
-     * cache, a part with each tile. */
-    fastrnn_size first_row, rows, ahead; /* 1, -1, or 0: nothing is fetched */
-    int compact; /* `to` is used again for every group of units, so that it never leaves the first-level cache */
+    int compact; /* `to` is used again for every group of units, so that it never leaves the L1 cache */
 } product_t;
 
 /* `column` of B blocks, of which block b is number b of the A vectors of a unit, but the last one number LAST. */
@@ -73,10 +70,18 @@ typedef struct product_t {
     }
 static const fastrnn_size plain_columns[MOST_COLUMNS] = COLUMNS(1, 1, 0);
 
+/* The rows that share one pass over the panels, and the group of units at hand. */
+typedef struct {
+    real *to; /* of the product, or, if it is compact, as if the first units were those of the group */
+    fastrnn_size ld_to;
+    fastrnn_size first_row, rows;
+    fastrnn_size ahead; /* 1 or -1: the next panel, up or down, is fetched into L2, a part with each tile; or 0 */
+} pass_t;
+
 /* R rows by Q vectors: from a row on, and from the vector of columns on that is block `block` of the units of
  * `vector`, and number `place` in panel `panel`. A tile of more than one panel begins with a whole one. */
-typedef void (*tile_t)(const product_t *p, fastrnn_size row, fastrnn_size panel, fastrnn_size place,
-                       fastrnn_size vector, int block);
+typedef void (*tile_t)(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size panel,
+                       fastrnn_size place, fastrnn_size vector, int block);
 /* What is done with rows [row, row+n) and units [unit, end) as soon as their sums stand; `to` and its ld as if it
  * were not compact. */
 typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
@@ -104,8 +109,8 @@ static fastrnn_size packed_size(int blocks, fastrnn_size units, fastrnn_size K)
 }
 
 /* The register tile. R, Q and the width of panels are constants, so every loop but that over k unrolls. */
-INLINE void tile(const int R, const int Q, const int width, const product_t *p, fastrnn_size row,
-                        fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
+INLINE void tile(const int R, const int Q, const int width, const product_t *p, const pass_t *pass, fastrnn_size row,
+                 fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
 {
     const product_t *part = p->continues ? p->before : p;
     /* Only the last vector can be incomplete. */
@@ -132,10 +137,10 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
         const real *w = part->w.at + panel * next + (part->first_k * width + place) * LANES;
         const char *fetch = (const char *)w;
         fastrnn_size fetch_step = 0;
-        if (R >= 4 && Q == width && p->ahead) {
+        if (R >= 4 && Q == width && pass->ahead) {
             const fastrnn_size bytes = width * VECTOR_BYTES; /* for each k */
-            fetch += p->ahead * next * (fastrnn_size)sizeof(real) + (row - p->first_row) * bytes * part->K / p->rows;
-            fetch_step = (R * bytes + p->rows - 1) / p->rows;
+            fetch += pass->ahead * next * (fastrnn_size)sizeof(real) + (row - pass->first_row) * bytes * part->K / pass->rows;
+            fetch_step = (R * bytes + pass->rows - 1) / pass->rows;
         }
 #define W_VECTOR(j) (*(const V *)(w + (j) / width * next + (j) % width * LANES))
         /* The shorter side of the outer product stays in registers while the longer one passes through one. */
@@ -170,8 +175,8 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
             const fastrnn_size next_column = first + p->column[block + j];
             if (next_column == column[j])
                 continue;
-            const fastrnn_size ld = p->ld_to, ld_next = p->ld_from; /* these sums end here, and others begin */
-            real *to = part->to + row * ld + column[j];
+            const fastrnn_size ld = pass->ld_to, ld_next = p->ld_from; /* these sums end here, and others begin */
+            real *to = pass->to + row * ld + column[j];
             const real *from = p->from + row * ld_next + next_column;
             UNROLL for (int r = 0; r < R; r++, to += ld, from += ld_next) {
                 v_store(to, LANES, sum[r * Q + j]);
@@ -180,8 +185,8 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
             column[j] = next_column;
         }
     }
-    const fastrnn_size ld = p->ld_to;
-    real *to = p->to + row * ld;
+    const fastrnn_size ld = pass->ld_to;
+    real *to = pass->to + row * ld;
     UNROLL for (int r = 0; r < R; r++, to += ld) {
         UNROLL for (int j = 0; j + 1 < Q; j++) v_store(to + column[j], LANES, sum[r * Q + j]);
         v_store(to + column[Q - 1], m, sum[r * Q + Q - 1]);
@@ -189,10 +194,10 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
 }
 
 #define DEFINE_TILE(R, Q, W)                                                                                 \
-    static void tile_##R##_##Q##_##W(const product_t *p, fastrnn_size row, fastrnn_size panel,      \
-                                              fastrnn_size place, fastrnn_size vector, int block)            \
+    static void tile_##R##_##Q##_##W(const product_t *p, const pass_t *pass, fastrnn_size row,               \
+                                     fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block) \
     {                                                                                                        \
-        tile(R, Q, W, p, row, panel, place, vector, block);                                           \
+        tile(R, Q, W, p, pass, row, panel, place, vector, block);                                            \
     }
 
 /* Every tile that is used, (R, Q, width of panels), R*Q <= TILE_VECTORS. Then, for each width: the most
@@ -280,8 +285,8 @@ INLINE tiling_t divide_rows(const product_t *p, fastrnn_size n)
 #define FAR_WEIGHTS (512 * 1024)
 
 /* All tiles of rows [row, row_end) by vectors of units [first, last). */
-INLINE void cover(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
-                         fastrnn_size last)
+INLINE void cover(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
+                  fastrnn_size last)
 {
     const fastrnn_size count = (last - first) * p->blocks, width = p->w.width;
     const fastrnn_size before = first * p->blocks; /* vectors */
@@ -303,7 +308,7 @@ INLINE void cover(const product_t *p, fastrnn_size row, fastrnn_size row_end, fa
             }
             if (place || n < width) /* the panel's rest, at most */
                 n = least(n, width - place);
-            tiles_of_rows[n - 1](p, row, panel, place, first + (j ? j / p->blocks : 0),
+            tiles_of_rows[n - 1](p, pass, row, panel, place, first + (j ? j / p->blocks : 0),
                                  (int)(j ? j % p->blocks : 0));
             for (place += n; place >= width; place -= width)
                 panel++;
@@ -312,8 +317,8 @@ INLINE void cover(const product_t *p, fastrnn_size row, fastrnn_size row_end, fa
 }
 
 /* The same, of so many rows that no tile has more than one panel: panel by panel, so that the next can be fetched. */
-INLINE void cover_panels(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
-                                fastrnn_size last)
+INLINE void cover_panels(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size row_end,
+                         fastrnn_size first, fastrnn_size last)
 {
     const fastrnn_size from = first * p->blocks, to = last * p->blocks, width = p->w.width; /* vectors */
     const tiling_t tiling = divide_rows(p, row_end - row);
@@ -325,7 +330,7 @@ INLINE void cover_panels(const product_t *p, fastrnn_size row, fastrnn_size row_
         for (fastrnn_size at = row, high; at < row_end; at += high, higher--) {
             high = tiling.low + (higher > 0);
             tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](
-                p, at, panel, vector - panel * width, vector / p->blocks, (int)(vector % p->blocks));
+                p, pass, at, panel, vector - panel * width, vector / p->blocks, (int)(vector % p->blocks));
         }
     }
 }
@@ -334,7 +339,7 @@ static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_
                                 fastrnn_size vector_end, epilogue_t epilogue, const void *context);
 
 /* Rows [row, row_end) by vectors of units [vector, vector_end). */
-static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
+static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
                         fastrnn_size vector_end, epilogue_t epilogue, const void *context)
 {
     if (row >= row_end || vector >= vector_end)
@@ -350,11 +355,9 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
     fastrnn_size passes = one_pass ? 1 : least((bytes - 1) / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
     if (!p->a_panel)
         passes = greatest(passes, (rows - 1) / PASS_ROWS + 1);
-    real *const to = p->to;
-    const fastrnn_size ld_to = p->ld_to;
-    for (fastrnn_size pass = 0; pass < passes; pass++) {
-        const fastrnn_size top = passes == 1 ? row : row + rows * pass / passes;
-        const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (pass + 1) / passes;
+    for (fastrnn_size number = 0; number < passes; number++) {
+        const fastrnn_size top = passes == 1 ? row : row + rows * number / passes;
+        const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (number + 1) / passes;
         const fastrnn_size n = bottom - top, most = divide_rows(p, n).most;
         /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
          * It is made of grains, the vectors of units that a panel has, or one if it has less. */
@@ -368,11 +371,11 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
             const fastrnn_size most_grains = most / (grain * p->blocks);
             groups = most_grains <= 1 ? grains : (grains - 1) / most_grains + 1;
         }
-        p->ahead = 0;
+        pass_t pass = {.to = p->to, .ld_to = p->ld_to, .first_row = top, .rows = n};
         if (most == p->w.width && !p->a_panel && vectors * p->blocks * depth * VECTOR_BYTES > FAR_WEIGHTS)
-            p->ahead = p->downward ? -1 : 1, p->first_row = top, p->rows = n;
+            pass.ahead = p->downward ? -1 : 1;
         if (p->compact)
-            p->ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
+            pass.ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
             const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;
@@ -382,23 +385,17 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
                 break;
             /* This member's part of `to` begins where its sums would, and is as if the first units were these. */
             if (p->compact)
-                p->to = to + row * (ld_to - p->ld_to) + (rows * vector - first) * p->stride;
-            if (p->before) {
-                p->before->to = p->to;
-                p->before->ld_to = p->ld_to;
-                if (!p->continues)
-                    cover(p->before, top, bottom, first, last);
-            }
-            if (p->ahead)
-                cover_panels(p, top, bottom, first, last);
+                pass.to = p->to + row * (p->ld_to - pass.ld_to) + (rows * vector - first) * p->stride;
+            if (p->before && !p->continues)
+                cover(p->before, &pass, top, bottom, first, last);
+            if (pass.ahead)
+                cover_panels(p, &pass, top, bottom, first, last);
             else
-                cover(p, top, bottom, first, last);
+                cover(p, &pass, top, bottom, first, last);
             if (epilogue)
-                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), p->to, p->ld_to);
+                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), pass.to, pass.ld_to);
         }
     }
-    p->to = to;
-    p->ld_to = ld_to;
 }
 
 /* Panels of weights as PyTorch has them, w (blocks*units, K), for a product with their transpose. */
