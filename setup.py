@@ -72,7 +72,10 @@ class BuildExt(build_ext):
             objects = [part for parts in pool.map(lambda job: self.compile_part(*job), jobs) for part in parts]
         os.makedirs(os.path.dirname(library), exist_ok=True)
         self.compiler.link_shared_object(
-            objects, library, extra_postargs=[*LINK, "-Wl,-soname," + os.path.basename(library)]
+            objects,
+            library,
+            # -Bsymbolic-functions: calls within the library go straight to the function.
+            extra_postargs=[*LINK, "-Wl,-Bsymbolic-functions,-soname," + os.path.basename(library)],
         )
 
     def compile_part(self, source, variant, flags):

@@ -844,14 +844,14 @@ cdef class Weights:
         self.arrays, self.owner = arrays, owner
         self.panels_forward, self.panels_backward, self.copy = Memory(), Memory(), Memory()
         self.pointers = <fastrnn_weights *>PyMem_Calloc(len(arrays), sizeof(fastrnn_weights))
-        self.matrices = <PyObject **>PyMem_Calloc(3 * len(arrays), sizeof(PyObject *))
+        self.matrices = <PyObject **>PyMem_Calloc(5 * len(arrays), sizeof(PyObject *))
         if self.pointers == NULL or self.matrices == NULL:
             raise MemoryError
         for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(arrays):
             self.pointers[k] = fastrnn_weights(
                 sizeof(fastrnn_weights), data(weight_ih), data(weight_hh), data(bias_ih), data(bias_hh), data(weight_hr)
             )
-            for matrix in (weight_ih, weight_hh, weight_hr):
+            for matrix in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr):
                 if matrix is not None:
                     self.matrices[self.matrix_count] = <PyObject *>matrix
                     self.matrix_count += 1
