@@ -3,10 +3,12 @@
     BLAS        loops over time whose products are BLAS calls and whose elementwise steps are the cells of src/kernels.
                 The engine runs them on a processor without fused kernels, and with FASTRNN_ISA=blas
     Memory      blocks that large arrays and workspaces come from
-    Weights     the parameters of a stack, and their panels
+    Ledger      who may write the parameters of a layer: leases, and whether they are frozen
+    Weights     matrices, and panels of them that are never stale
     Map         which steps of a batch are real, compiled
     Stack       a stack of layers: inference, training, and the tape between forward and backward
     Stepper     one step at a time, without allocating
+    Affine      the products of a dense layer
 
 Arguments have been checked (fastrnn/arguments.py); what is checked again is what decides whether memory is safe.
 """
@@ -15,8 +17,8 @@ cimport numpy as cnp
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.ref cimport PyObject
 from cython cimport floating as real
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
@@ -32,7 +34,6 @@ cdef extern from *:
     """
     #undef I  /* <complex.h>, by way of NumPy's headers; here I is the input size */
     """
-    Py_ssize_t Py_REFCNT(PyObject *)
 
 cdef extern from "memory.h" nogil:
     enum:
@@ -763,6 +764,148 @@ def empty(tuple shape, dtype):
 
 
 # --- weights ------------------------------------------------------------------------------------------
+# A free-threaded Python takes the GIL back when it imports this module, which does not say that it can do without:
+# counters here change with the GIL held.
+
+cdef bint checks_frozen = False
+
+
+def check_frozen(bint on):
+    """Whether layers that are frozen from now on look at each use whether their parameters have changed."""
+    global checks_frozen
+    checks_frozen = on
+
+
+@cython.final
+cdef class Ledger:
+    """Who may write the parameters of a layer: how many leases there are, and whether the parameters are frozen.
+
+    Parameters change only through an array that `lend` gave or one that shows the memory of such an array, and each of
+    these keeps its lease alive. A copy of a layer has no leases, and is not frozen.
+    """
+
+    cdef readonly str owner  # of the parameters, for messages
+    cdef readonly Py_ssize_t living, ended  # leases
+    cdef readonly Py_ssize_t frozen  # freezes that have not been thawed
+    cdef dict before  # name -> (parameter, its bytes when it was frozen), if that is to be checked
+
+    def __init__(self, str owner):
+        self.owner = owner
+
+    def __reduce__(self):
+        return Ledger, (self.owner,)
+
+    def lend(self, cnp.ndarray array not None):
+        """A view of a parameter, for someone who may write into it."""
+        if not cnp.PyArray_ISCARRAY(array):
+            raise ValueError(f"{self.owner}: a parameter is not a contiguous array")
+        lease = Lease(self, array)
+        view = cnp.PyArray_SimpleNewFromData(
+            cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.PyArray_TYPE(array), cnp.PyArray_DATA(array)
+        )
+        cnp.set_array_base(view, lease)
+        return view
+
+    def freeze(self, dict parameters):
+        """Trust that nobody writes `parameters` until as many calls of `thaw` have followed."""
+        if checks_frozen and not self.frozen:
+            self.before = {name: (array, array.tobytes()) for name, array in parameters.items()}
+        self.frozen += 1
+
+    def thaw(self):
+        """Undo one `freeze`."""
+        try:
+            self.check()
+        finally:
+            if self.frozen:
+                self.frozen -= 1
+            if not self.frozen:
+                self.before = None
+
+    cpdef int check(self) except -1:
+        """RuntimeError if parameters are frozen, and compared, and have changed."""
+        if self.before is not None:
+            for name, (array, before) in self.before.items():
+                if array.tobytes() != before:
+                    raise RuntimeError(f"{self.owner}: {name} was written while the layer was frozen")
+        return 0
+
+
+@cython.final
+@cython.no_gc
+cdef class Lease:
+    """The base of a view of a parameter, and by way of that view the base of all views of it.
+
+    It is not an array, so NumPy does not look through it for the array whose memory it is.
+    """
+
+    cdef Ledger ledger
+    cdef cnp.ndarray array
+
+    def __cinit__(self, Ledger ledger not None, cnp.ndarray array not None):
+        self.ledger, self.array = ledger, array
+        ledger.living += 1
+
+    def __dealloc__(self):
+        if self.ledger is not None:
+            self.ledger.living -= 1
+            self.ledger.ended += 1
+
+
+def frozen_owner(array):
+    """The owner of the frozen parameter whose memory `array` shows, else None."""
+    base = array
+    while isinstance(base, cnp.ndarray):
+        base = base.base
+    if isinstance(base, Lease) and (<Lease>base).ledger.frozen:
+        return (<Lease>base).ledger.owner
+    return None
+
+
+cdef class Packer:
+    """What makes panels of weights."""
+
+    cdef size_t panels_size(self, bint backward) noexcept:
+        return 0
+
+    cdef void pack(self, bint backward, void *panels) noexcept:
+        pass
+
+
+@cython.final
+@cython.no_gc
+cdef class Packed:
+    """Panels of weights, and a copy of these weights if somebody could write them when they were packed.
+
+    Its memory is used again for other weights only when `users`, the calls that read it, is zero.
+    """
+
+    cdef Memory forward, backward, copy
+    cdef bint has_forward, has_backward, has_copy
+    cdef const fastrnn_isa *isa  # of the panels
+    cdef Py_ssize_t ended        # of the ledger, when the panels were last known to be fresh
+    cdef Py_ssize_t users
+
+    def __cinit__(self):
+        self.forward, self.backward, self.copy = Memory(), Memory(), Memory()
+
+    cdef void *panels(self, bint backward) noexcept:
+        return (self.backward if backward else self.forward).block.start
+
+
+cdef struct Span:
+    const char *start
+    size_t size
+
+
+cdef bint differ(const Span *spans, Py_ssize_t count, const char *copy) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(count):
+        if memcmp(spans[k].start, copy, spans[k].size):
+            return True
+        copy += spans[k].size
+    return False
+
 
 # Steps of at most UNPACKED_ROWS rows that the weights are multiplied for as they are: fewer than comparing them with
 # a copy, or packing them, would cost.
@@ -772,123 +915,124 @@ cdef enum:
     PACKING_STEPS = 4
 
 
+@cython.final
 cdef class Weights:
-    """The parameters of a stack, and their panels.
+    """Matrices, and panels of them that are never stale.
 
-    `arrays` has a tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) for each layer and direction; the last three
-    may be None. Without `owner`, they are those of one call: packed when they are first used. With it, the dict of a
-    layer that holds the same arrays, they live on, and are packed again when they may have changed. They can change only
-    through a view. `lend` marks the panels as possibly stale; it is called when a view has been made, before it is given
-    away (not earlier: a call meanwhile would find nobody to hold it). From then on, until the last view is gone, every
-    use compares the matrices with a copy.
+    Without a ledger the matrices are those of one call, which nobody may write until that call has its gradients. With
+    one they live on, and panels are trusted if the weights are frozen, or if no lease has lived since the panels were
+    last known to be fresh. Otherwise the weights are compared with the copy that was packed, if there is one, and
+    packed again if there is none or it differs. A lease that ends in the middle of a comparison is one that has lived
+    since: `ended` is read before.
+
+    Threads: packing keeps the GIL and comparing does not. So a call holds the `Packed` that it compares or reads
+    (`users`), and whoever packs meanwhile makes another.
     """
 
-    cdef readonly list arrays
-    cdef readonly Py_ssize_t packings  # how often panels were made
-    cdef object owner
-    cdef bint lent, has_copy
-    cdef bint has_panels[2]
-    cdef const fastrnn_isa *packed_by
-    cdef fastrnn_weights *pointers
-    cdef PyObject **matrices  # borrowed: `arrays` holds them
-    cdef Py_ssize_t matrix_count
-    cdef Memory panels_forward, panels_backward, copy
+    cdef readonly Ledger ledger
+    cdef readonly Py_ssize_t packings, comparisons  # how often panels were made, and weights compared
+    cdef readonly bint of_one_call
+    cdef tuple matrices
+    cdef Span *spans
+    cdef Py_ssize_t count
+    cdef Packed packed
 
-    def __cinit__(self, list arrays, *, owner=None):
+    def __cinit__(self, tuple matrices, Ledger ledger=None):
         cdef Py_ssize_t k
-        if owner is None:  # what the caller does to the shape or dtype of an array shall not reach this object
-            arrays = [tuple([None if array is None else array.view() for array in part]) for part in arrays]
-        self.arrays, self.owner = arrays, owner
-        self.panels_forward, self.panels_backward, self.copy = Memory(), Memory(), Memory()
-        self.pointers = <fastrnn_weights *>PyMem_Calloc(len(arrays), sizeof(fastrnn_weights))
-        self.matrices = <PyObject **>PyMem_Calloc(3 * len(arrays), sizeof(PyObject *))
-        if self.pointers == NULL or self.matrices == NULL:
+        self.matrices, self.count, self.of_one_call = matrices, len(matrices), ledger is None
+        self.ledger = Ledger("") if ledger is None else ledger
+        self.spans = <Span *>PyMem_Calloc(self.count, sizeof(Span))
+        if self.spans == NULL:
             raise MemoryError
-        for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(arrays):
-            self.pointers[k] = fastrnn_weights(
-                sizeof(fastrnn_weights), data(weight_ih), data(weight_hh), data(bias_ih), data(bias_hh), data(weight_hr)
-            )
-            for matrix in (weight_ih, weight_hh, weight_hr):
-                if matrix is not None:
-                    self.matrices[self.matrix_count] = <PyObject *>matrix
-                    self.matrix_count += 1
+        for k in range(self.count):
+            self.spans[k] = Span(<const char *>data(matrices[k]), matrices[k].nbytes)
 
     def __dealloc__(self):
-        PyMem_Free(self.pointers)
-        PyMem_Free(self.matrices)
+        PyMem_Free(self.spans)
 
-    def __reduce__(self):
-        return _remake_weights, (self.arrays, self.owner)
+    cdef bint go_unpacked(self, Py_ssize_t T, Py_ssize_t B) noexcept:
+        """Whether to multiply the weights as they are: so few steps take less time than making sure of panels."""
+        cdef Py_ssize_t steps = T * ((B + UNPACKED_ROWS - 1) // UNPACKED_ROWS)
+        if self.of_one_call:
+            return steps <= PACKING_STEPS
+        if self.ledger.frozen or not self.ledger.living:
+            return False
+        return steps <= (PACKING_STEPS if self.outdated(self.packed) else UNPACKED_STEPS)
 
-    def lend(self):
-        """To be called once there is a view that somebody will be given, or after a change."""
-        self.lent = True
+    cdef bint outdated(self, Packed packed) noexcept:
+        return packed is None or packed.isa != fastrnn_current_isa()
 
-    cdef bint lent_still(self):
-        """Whether anyone but this object and the owner refers to a matrix: every view refers to it."""
-        cdef Py_ssize_t k
-        for k in range(self.matrix_count):
-            if Py_REFCNT(self.matrices[k]) > 2:
-                return True
-        return False
-
-    cdef bint compare(self, bint write) except -1:
-        """Whether the copy differs; with `write`, it is made instead."""
-        cdef size_t offset = 0, size = 0
-        cdef Py_ssize_t k
-        cdef char *copy
-        for k in range(self.matrix_count):
-            size += cnp.PyArray_NBYTES(<cnp.ndarray>self.matrices[k])
-        copy = <char *>self.copy.reserve(size)
-        for k in range(self.matrix_count):
-            size = cnp.PyArray_NBYTES(<cnp.ndarray>self.matrices[k])
-            at = cnp.PyArray_DATA(<cnp.ndarray>self.matrices[k])
-            if write:
-                memcpy(copy + offset, at, size)
-            elif memcmp(copy + offset, at, size):
-                return True
-            offset += size
-        return False
-
-    cdef int attach(self, const fastrnn_stack *stack, fastrnn_call *call, bint backward) except -1:
-        """Point `call` to the arrays, and to fresh panels of them."""
-        cdef bint stale, watched
-        cdef Py_ssize_t steps = call.T * ((call.B + UNPACKED_ROWS - 1) // UNPACKED_ROWS)
-        cdef Memory memory = self.panels_backward if backward else self.panels_forward
-        cdef const fastrnn_isa *isa = fastrnn_current_isa()
-        call.weights = self.pointers
-        if not fastrnn_is_fused():
-            return 0
-        stale = self.packed_by != isa
-        if not backward and steps <= (UNPACKED_STEPS if self.owner is not None and not stale else PACKING_STEPS):
-            if self.owner is None or (self.lent and self.lent_still()):
-                call.panels = NULL
-                return 0
-        if self.lent:
-            watched = self.lent_still()
-            stale = stale or not watched or not self.has_copy or self.compare(False)
-            if stale and watched:
-                self.compare(True)
-            self.has_copy = watched
-            self.lent = watched
-        if stale:
-            self.has_panels[0] = self.has_panels[1] = False
-            self.packed_by = isa
-        if not self.has_panels[backward]:
-            passes = FASTRNN_BACKWARD if backward else FASTRNN_FORWARD
-            memory.reserve(fastrnn_panels_size(stack, passes))
-            fastrnn_pack(stack, self.pointers, passes, memory.block.start)
-            self.has_panels[backward] = True
-            self.packings += 1
-        if backward:
-            call.panels_backward = memory.block.start
+    cdef int prepare(self, Packer packer) except -1:
+        """Have fresh panels for forward now, for weights that are about to be frozen."""
+        cdef Packed packed
+        if fastrnn_is_fused():
+            packed = self.hold(packer, False)
+            packed.users -= 1
         else:
-            call.panels = memory.block.start
+            self.packed = None  # or they would be trusted when the engine changes
         return 0
 
+    cdef Packed hold(self, Packer packer, bint backward):
+        """Fresh panels. The caller takes one from `users` when it has read them."""
+        cdef Packed packed = self.fresh()
+        if not (packed.has_backward if backward else packed.has_forward):
+            panels = (packed.backward if backward else packed.forward).reserve(packer.panels_size(backward))
+            packer.pack(backward, panels)
+            self.packings += 1
+            if backward:
+                packed.has_backward = True
+            else:
+                packed.has_forward = True
+        packed.users += 1
+        return packed
 
-def _remake_weights(arrays, owner):
-    return Weights(arrays, owner=owner)
+    cdef Packed fresh(self):
+        """What has been packed of the weights as they are; nothing yet if they have changed."""
+        cdef Packed packed
+        cdef Py_ssize_t ended
+        while True:
+            packed, ended = self.packed, self.ledger.ended
+            if self.outdated(packed):
+                return self.renew()
+            if self.ledger.frozen or (not self.ledger.living and packed.ended == ended):
+                return packed
+            if not packed.has_copy or self.differs_from(packed):
+                if packed is self.packed:
+                    return self.renew()
+            elif packed is self.packed:
+                packed.ended = ended
+                return packed
+
+    cdef bint differs_from(self, Packed packed) noexcept:
+        cdef bint result
+        self.comparisons += 1
+        packed.users += 1
+        with nogil:
+            result = differ(self.spans, self.count, <const char *>packed.copy.block.start)
+        packed.users -= 1
+        return result
+
+    cdef Packed renew(self):
+        """Forget the panels; copy the weights first if somebody may write them while they are packed again."""
+        cdef Packed packed = self.packed
+        cdef size_t size = 0
+        cdef Py_ssize_t k
+        cdef char *copy
+        if packed is None or packed.users:
+            packed = Packed()
+        packed.isa, packed.has_forward, packed.has_backward, packed.has_copy = NULL, False, False, False
+        packed.ended = self.ledger.ended
+        if self.ledger.living:
+            for k in range(self.count):
+                size += self.spans[k].size
+            copy = <char *>packed.copy.reserve(size)
+            for k in range(self.count):
+                memcpy(copy, self.spans[k].start, self.spans[k].size)
+                copy += self.spans[k].size
+            packed.has_copy = True
+        packed.isa = fastrnn_current_isa()
+        self.packed = packed
+        return packed
 
 
 # --- batches ------------------------------------------------------------------------------------------
@@ -967,8 +1111,8 @@ cdef class Tape:
         """Keep the memory of the caller's arrays where it is: NumPy resizes no array that has a weak reference,
         refcheck=False or not."""
         self.held = [weakref.ref(owner_of(self.x)), weakref.ref(owner_of(self.y))]
-        if self.stack.weights.owner is None:
-            for part in self.stack.weights.arrays:
+        if self.stack.weights.of_one_call:
+            for part in self.stack.arrays:
                 self.held += [weakref.ref(owner_of(array)) for array in part if array is not None]
         return 0
 
@@ -1001,26 +1145,44 @@ cdef fastrnn_sequence as_sequence(array) noexcept:
     return s
 
 
-cdef class Stack:
-    """A stack of layers: `weights` layer by layer, `directions` (1 or 2) of them in each; or of one layer, in reverse."""
+cdef Memory pointers_to(list arrays):
+    """A `fastrnn_weights` for each layer and direction."""
+    cdef Memory memory = Memory()
+    cdef fastrnn_weights *pointers = <fastrnn_weights *>memory.reserve(len(arrays) * sizeof(fastrnn_weights))
+    cdef Py_ssize_t k
+    for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(arrays):
+        pointers[k] = fastrnn_weights(
+            sizeof(fastrnn_weights), data(weight_ih), data(weight_hh), data(bias_ih), data(bias_hh), data(weight_hr)
+        )
+    return memory
+
+
+cdef class Stack(Packer):
+    """A stack of layers, with `directions` (1 or 2) in each; or one layer, in reverse.
+
+    `arrays` has a tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) for each layer and direction, layer by layer;
+    the last three may be None. They are those of one call if there is no ledger.
+    """
 
     cdef fastrnn_stack *stack
+    cdef readonly list arrays
     cdef readonly Weights weights
+    cdef Memory pointers
     cdef readonly int cell, directions, count
     cdef int typenum
     cdef bint has_c
     cdef readonly bint reverse
     cdef Py_ssize_t I, H, P, itemsize
 
-    def __cinit__(self, int cell, Weights weights, int directions, bint reverse=False):
+    def __cinit__(self, int cell, list arrays, int directions, bint reverse=False, Ledger ledger=None):
         cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[cell]
-        cdef int k, count = len(weights.arrays)
+        cdef int k, count = len(arrays)
         cdef char error[256]
         cdef fastrnn_spec *specs = <fastrnn_spec *>PyMem_Calloc(count, sizeof(fastrnn_spec))
         if specs == NULL:
             raise MemoryError
         try:
-            for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights.arrays):
+            for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(arrays):
                 specs[k] = fastrnn_spec(
                     sizeof(fastrnn_spec), shape.name,
                     FASTRNN_F32 if cnp.PyArray_TYPE(weight_ih) == cnp.NPY_FLOAT32 else FASTRNN_F64,
@@ -1033,8 +1195,12 @@ cdef class Stack:
                 raise ValueError(error.decode())
         finally:
             PyMem_Free(specs)
-        self.cell, self.weights, self.directions, self.count, self.reverse = cell, weights, directions, count, reverse
-        self.typenum = cnp.PyArray_TYPE(weights.arrays[0][0])
+        if ledger is None:  # what the caller does to the shape or dtype of an array shall not reach this object
+            arrays = [tuple([None if array is None else array.view() for array in part]) for part in arrays]
+        matrices = [array for part in arrays for array in (part[0], part[1], part[4]) if array is not None]
+        self.arrays, self.pointers, self.weights = arrays, pointers_to(arrays), Weights(tuple(matrices), ledger)
+        self.cell, self.directions, self.count, self.reverse = cell, directions, count, reverse
+        self.typenum = cnp.PyArray_TYPE(arrays[0][0])
         self.itemsize = 4 if self.typenum == cnp.NPY_FLOAT32 else 8
         self.has_c = shape.has_c
 
@@ -1047,7 +1213,36 @@ cdef class Stack:
         return self.H
 
     def __reduce__(self):
-        return Stack, (self.cell, self.weights, self.directions, self.reverse)
+        ledger = None if self.weights.of_one_call else self.weights.ledger
+        return Stack, (self.cell, self.arrays, self.directions, self.reverse, ledger)
+
+    cdef size_t panels_size(self, bint backward) noexcept:
+        return fastrnn_panels_size(self.stack, FASTRNN_BACKWARD if backward else FASTRNN_FORWARD)
+
+    cdef void pack(self, bint backward, void *panels) noexcept:
+        fastrnn_pack(self.stack, <fastrnn_weights *>self.pointers.block.start,
+                     FASTRNN_BACKWARD if backward else FASTRNN_FORWARD, panels)
+
+    def prepare(self):
+        """Pack the weights for inference."""
+        self.weights.prepare(self)
+
+    cdef Packed attach(self, fastrnn_call *call, bint backward):
+        """Point `call` to the weights, and to fresh panels where it wants panels: see `Weights.hold`."""
+        cdef Packed packed
+        call.weights = <fastrnn_weights *>self.pointers.block.start
+        self.weights.ledger.check()
+        if not fastrnn_is_fused():
+            return None
+        if not backward and self.weights.go_unpacked(call.T, call.B):
+            call.panels = NULL
+            return None
+        packed = self.weights.hold(self, backward)
+        if backward:
+            call.panels_backward = packed.panels(True)
+        else:
+            call.panels = packed.panels(False)
+        return packed
 
     # -- the general form: arrays are what the engine takes
 
@@ -1062,21 +1257,19 @@ cdef class Stack:
 
     def back(self, Tape tape, dy, dh, dc, dx):
         """BPTT. dy (T, B, D*P) may be None; dh and dc go from the gradients of the final to those of the initial states;
-        dx (T, B, I) is written. Returns a list like `weights.arrays` with the gradients."""
+        dx (T, B, I) is written. Returns a list like `arrays` with the gradients."""
         cdef fastrnn_call call
-        cdef fastrnn_weights *pointers
+        cdef Memory pointers
         gradients = [tuple([None if array is None else new_like(array) for array in part])
-                     for part in self.weights.arrays]
-        holder = Weights(gradients, owner=gradients)
-        pointers = (<Weights>holder).pointers
+                     for part in self.arrays]
+        pointers = pointers_to(gradients)
         self.open(&call, tape.x, tape.y, tape.map)
         call.keep = FASTRNN_KEEP_ALL
         call.x_masks, call.x_scale = <const uint8_t *>data(tape.masks), tape.scale
         call.tape, call.tape_size = tape.memory.block.start, tape.size
         call.dy, call.dx = as_sequence(dy), as_sequence(dx)
         call.dh_n, call.dc_n, call.dh_0, call.dc_0 = data(dh), data(dc), data(dh), data(dc)
-        call.dweights = pointers
-        self.weights.attach(self.stack, &call, True)
+        call.dweights = <fastrnn_weights *>pointers.block.start
         self.run(&call, True)
         return gradients
 
@@ -1100,7 +1293,6 @@ cdef class Stack:
         self.open(&call, x, y, map)
         call.h_0, call.c_0, call.h_n, call.c_n = data(h), data(c), data(h), data(c)
         call.x_masks, call.x_scale = <const uint8_t *>data(masks), scale
-        self.weights.attach(self.stack, &call, False)
         if keep:
             call.keep = FASTRNN_KEEP_ALL
             fastrnn_call_sizes(self.stack, &call, FASTRNN_FORWARD, &tape.size, &call.workspace_size)
@@ -1110,15 +1302,20 @@ cdef class Stack:
 
     cdef int run(self, fastrnn_call *call, bint backward) except -1:
         cdef Memory workspace = Memory()
+        cdef Packed packed = self.attach(call, backward)
         cdef Watch watch
         cdef fastrnn_status status
-        fastrnn_call_sizes(self.stack, call, FASTRNN_BACKWARD if backward else FASTRNN_FORWARD, NULL,
-                           &call.workspace_size)
-        call.workspace = workspace.reserve(call.workspace_size)
-        watch = Watch(0, fastrnn_current_mode())
-        call.poll, call.poll_context = ask_for_signals, &watch
-        with nogil:
-            status = fastrnn_backward(self.stack, call) if backward else fastrnn_forward(self.stack, call)
+        try:
+            fastrnn_call_sizes(self.stack, call, FASTRNN_BACKWARD if backward else FASTRNN_FORWARD, NULL,
+                               &call.workspace_size)
+            call.workspace = workspace.reserve(call.workspace_size)
+            watch = Watch(0, fastrnn_current_mode())
+            call.poll, call.poll_context = ask_for_signals, &watch
+            with nogil:
+                status = fastrnn_backward(self.stack, call) if backward else fastrnn_forward(self.stack, call)
+        finally:
+            if packed is not None:
+                packed.users -= 1
         return raise_stopped() if status == FASTRNN_STOPPED else 0
 
     # -- the short way: arguments that are exactly right need no other check; None for all others
@@ -1295,7 +1492,7 @@ cdef class Stepper:
         """One step of what `x` holds; the state is as before if it is interrupted."""
         cdef Watch watch
         cdef fastrnn_status status
-        self.stack.weights.attach(self.stack.stack, &self.call, False)
+        cdef Packed packed = self.stack.attach(&self.call, False)
         memcpy(data(self.h_before), self.call.h_n, self.h_bytes)
         if self.c_bytes:
             memcpy(data(self.c_before), self.call.c_n, self.c_bytes)
@@ -1303,6 +1500,8 @@ cdef class Stepper:
         self.call.poll, self.call.poll_context = ask_for_signals, &watch
         with nogil:
             status = fastrnn_forward(self.stack.stack, &self.call)
+        if packed is not None:
+            packed.users -= 1
         if status == FASTRNN_STOPPED:
             self.put_back()
             return raise_stopped()
@@ -1332,33 +1531,14 @@ cdef class Stepper:
 
 # --- products of other layers ---------------------------------------------------------------------------
 
-cdef int product_by_blas(real *_, const Poll *poll, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
-                         Py_ssize_t K, void *a, void *b, void *c) except -1 nogil:
-    if transpose_a:
-        return gemm_tn(poll, M, N, K, <const real *>a, M, <const real *>b, N, <real>0, <real *>c, N)
-    if transpose_b:
-        return gemm_nt(poll, M, N, K, <const real *>a, K, <const real *>b, K, <real>0, <real *>c, N)
-    return gemm_nn(poll, M, N, K, <const real *>a, K, <const real *>b, N, <real>0, <real *>c, N)
-
-
-cdef int product_by_engine(real *_, const Poll *poll, bint transpose_a, bint transpose_b, Py_ssize_t M, Py_ssize_t N,
-                           Py_ssize_t K, void *a, void *b, void *c) except -1:
-    cdef Memory panels = Memory()
-    cdef real *to
-    cdef int stopped, threads = fastrnn_most_threads()
-    if real is float:
-        table = fastrnn_current_isa().f32
-    else:
-        table = fastrnn_current_isa().f64
-    to = <real *>panels.reserve(table.packed_size(1, N, K) * sizeof(real))
-    with nogil:
-        if transpose_b:
-            table.pack_rows(1, N, K, <const real *>b, to)
-        else:
-            table.pack_columns(N, K, <const real *>b, to)
-        stopped = table.multiply(M, N, K, <const real *>a, 1 if transpose_a else K, M if transpose_a else 1, to,
-                                 <real *>c, threads, poll)
-    return raise_stopped() if stopped else 0
+cdef struct Product:
+    # c (M, N) = a (M, K) b (K, N); a matrix that is transposed lies in memory as its transpose, row by row
+    int typenum
+    bint transpose_a, transpose_b
+    Py_ssize_t M, N, K
+    const void *a
+    const void *b
+    void *c
 
 
 cdef int check_matrix(str name, matrix, int typenum) except -1:
@@ -1369,49 +1549,153 @@ cdef int check_matrix(str name, matrix, int typenum) except -1:
     return 0
 
 
-def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
-    """c = a b, of contiguous matrices of one dtype, one of the two factors transposed or none.
-
-    For the layers around the recurrent ones. It goes to the engine in use, not to NumPy's BLAS: two libraries whose
-    threads spin on the same cores cost more than either gains.
-    """
+cdef Product as_product(a, b, c, bint transpose_a, bint transpose_b) except *:
+    """Checked: contiguous matrices of one dtype that fit together."""
     cdef int typenum = cnp.NPY_FLOAT32 if c.dtype == np.float32 else cnp.NPY_FLOAT64
-    cdef bint single = typenum == cnp.NPY_FLOAT32
     cdef Py_ssize_t M, N, K
-    cdef void *pa = data(a)
-    cdef void *pb = data(b)
-    cdef void *pc = data(c)
-    cdef Watch watch
-    cdef Poll poll
-    cdef bint fused = fastrnn_is_fused()
     check_matrix("a", a, typenum)
     check_matrix("b", b, typenum)
     check_matrix("c", c, typenum)
     M, N, K = c.shape[0], c.shape[1], a.shape[0] if transpose_a else a.shape[1]
     if a.shape[transpose_a] != M or b.shape[not transpose_b] != N or b.shape[transpose_b] != K:
         raise ValueError(f"product: shapes {a.shape}, {b.shape} and {c.shape} do not fit together")
-    if not M or not N:
-        return
-    if max(M, N, K) > 0x7fffffff:
+    if M and N and max(M, N, K) > 0x7fffffff:
         raise ValueError(f"product: sizes {M}, {N}, {K} are more than BLAS takes")
-    if not K:
-        c[...] = 0
-        return
+    return Product(typenum, transpose_a, transpose_b, M, N, K, data(a), data(b), data(c))
+
+
+cdef int product_by_blas(real *_, const Product *p, const Poll *poll) except -1 nogil:
+    cdef const real *a = <const real *>p.a
+    cdef const real *b = <const real *>p.b
+    cdef real *c = <real *>p.c
+    if p.transpose_a:
+        return gemm_tn(poll, p.M, p.N, p.K, a, p.M, b, p.N, <real>0, c, p.N)
+    if p.transpose_b:
+        return gemm_nt(poll, p.M, p.N, p.K, a, p.K, b, p.K, <real>0, c, p.N)
+    return gemm_nn(poll, p.M, p.N, p.K, a, p.K, b, p.N, <real>0, c, p.N)
+
+
+cdef int product_by_engine(const Product *p, const Poll *poll, const void *panels) except -1 nogil:
+    """`panels` are those of b."""
+    cdef const fastrnn_isa *isa = fastrnn_current_isa()
+    cdef Py_ssize_t row = 1 if p.transpose_a else p.K, column = p.M if p.transpose_a else 1
+    cdef int threads = fastrnn_most_threads()
+    if p.typenum == cnp.NPY_FLOAT32:
+        return isa.f32.multiply(p.M, p.N, p.K, <const float *>p.a, row, column, <const float *>panels,
+                                <float *>p.c, threads, poll)
+    return isa.f64.multiply(p.M, p.N, p.K, <const double *>p.a, row, column, <const double *>panels,
+                            <double *>p.c, threads, poll)
+
+
+cdef int multiply(const Product *p, const void *panels) except -1:
+    """By the engine in use, which has panels of b if it is a fused one."""
+    cdef bint fused = fastrnn_is_fused()
+    cdef int stopped
+    cdef Watch watch
+    cdef Poll poll
+    if not p.M or not p.N:
+        return 0
+    if not p.K:
+        memset(p.c, 0, p.M * p.N * (sizeof(float) if p.typenum == cnp.NPY_FLOAT32 else sizeof(double)))
+        return 0
     watch = Watch(0, fastrnn_flush_denormals())
     poll = Poll(ask_for_signals, &watch)
     try:
-        if fused and single:
-            product_by_engine(<float *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
-        elif fused:
-            product_by_engine(<double *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
-        elif single:
-            with nogil:
-                product_by_blas(<float *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
-        else:
-            with nogil:
-                product_by_blas(<double *>NULL, &poll, transpose_a, transpose_b, M, N, K, pa, pb, pc)
+        with nogil:
+            if fused:
+                stopped = product_by_engine(p, &poll, panels)
+            elif p.typenum == cnp.NPY_FLOAT32:
+                stopped = product_by_blas(<float *>NULL, p, &poll)
+            else:
+                stopped = product_by_blas(<double *>NULL, p, &poll)
     finally:
         fastrnn_restore_mode(watch.mode)
+    return raise_stopped() if stopped else 0
+
+
+cdef size_t size_of_panels(const Product *p) noexcept:
+    if p.typenum == cnp.NPY_FLOAT32:
+        return fastrnn_current_isa().f32.packed_size(1, p.N, p.K) * sizeof(float)
+    return fastrnn_current_isa().f64.packed_size(1, p.N, p.K) * sizeof(double)
+
+
+cdef void pack_factor(const Product *p, void *panels) noexcept nogil:
+    """b in panels."""
+    cdef const fastrnn_isa *isa = fastrnn_current_isa()
+    if p.typenum == cnp.NPY_FLOAT32:
+        if p.transpose_b:
+            isa.f32.pack_rows(1, p.N, p.K, <const float *>p.b, <float *>panels)
+        else:
+            isa.f32.pack_columns(p.N, p.K, <const float *>p.b, <float *>panels)
+    elif p.transpose_b:
+        isa.f64.pack_rows(1, p.N, p.K, <const double *>p.b, <double *>panels)
+    else:
+        isa.f64.pack_columns(p.N, p.K, <const double *>p.b, <double *>panels)
+
+
+def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
+    """c = a b, of contiguous matrices of one dtype, one of the two factors transposed or none.
+
+    For the layers around the recurrent ones. It goes to the engine in use, not to NumPy's BLAS: two libraries whose
+    threads spin on the same cores cost more than either gains.
+    """
+    cdef Product p = as_product(a, b, c, transpose_a, transpose_b)
+    cdef Memory panels = Memory()
+    if fastrnn_is_fused() and p.M and p.N and p.K:
+        panels.reserve(size_of_panels(&p))
+        with nogil:
+            pack_factor(&p, panels.block.start)
+    multiply(&p, panels.block.start)
+
+
+@cython.final
+cdef class Affine(Packer):
+    """The products of a dense layer with its weight W (N, K): y = x W^T and dx = dy W. W is packed when it has changed."""
+
+    cdef object weight
+    cdef readonly Weights weights
+    cdef Product forward_product, backward_product  # without rows yet
+
+    def __cinit__(self, weight, Ledger ledger not None):
+        N, K = weight.shape
+        none = np.empty((0, N), weight.dtype), np.empty((0, K), weight.dtype)
+        self.weight, self.weights = weight, Weights((weight,), ledger)
+        self.forward_product = as_product(none[1], weight, none[0], False, True)
+        self.backward_product = as_product(none[0], weight, none[1], False, False)
+
+    def __reduce__(self):
+        return Affine, (self.weight, self.weights.ledger)
+
+    cdef size_t panels_size(self, bint backward) noexcept:
+        return size_of_panels(&self.backward_product if backward else &self.forward_product)
+
+    cdef void pack(self, bint backward, void *panels) noexcept:
+        pack_factor(&self.backward_product if backward else &self.forward_product, panels)
+
+    def prepare(self):
+        """Pack the weight for `forward`."""
+        self.weights.prepare(self)
+
+    def forward(self, x, y):
+        """y (M, N) = x (M, K) W^T."""
+        cdef Product p = as_product(x, self.weight, y, False, True)
+        self.run(&p, False)
+
+    def backward(self, dy, dx):
+        """dx (M, K) = dy (M, N) W."""
+        cdef Product p = as_product(dy, self.weight, dx, False, False)
+        self.run(&p, True)
+
+    cdef int run(self, const Product *p, bint backward) except -1:
+        cdef Packed packed
+        self.weights.ledger.check()
+        if not fastrnn_is_fused():
+            return multiply(p, NULL)
+        packed = self.weights.hold(self, backward)
+        try:
+            return multiply(p, packed.panels(backward))
+        finally:
+            packed.users -= 1
 
 
 def activation(str name, x):
