@@ -151,106 +151,103 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fastrnn_cell_shape:
         const char *name
         int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset, stages
+    ctypedef struct fastrnn_layer:
+        int cell
+        fastrnn_cell_shape shape
+        Py_ssize_t I, H, P, G, AH
+        int has_bias_ih, has_bias_hh, projected, reverse
+    ctypedef struct fastrnn_rows:
+        void *data
+        Py_ssize_t row, step
+        int scattered
     ctypedef struct Run "fastrnn_run":
-        int cell, reverse, projected, accumulate_dx
-        Py_ssize_t T, B, I, H, P, chunk, ldy, lddy
+        const fastrnn_layer *layer
+        Py_ssize_t T, B, chunk
         const Py_ssize_t *offsets
-        const void *x
-        const void *weight_ih
-        const void *weight_hh
-        const void *weight_hr
-        const void *bias_ih
-        const void *bias_hh
+        const fastrnn_weights *weights
+        fastrnn_rows x
+        void *x_chunk
+        void *h_rows
+        Py_ssize_t ldh
+        int ring
         void *h
         void *c
-        void *y
-        void *sums
         void *gates
-        void *c_kept
+        void *c_rows
+        Poll poll
+    ctypedef struct ForwardRun "fastrnn_forward_run":
+        Run run
+        fastrnn_rows y
+        void *sums
         void *bias
         void *unit
-        const void *dy
+    ctypedef struct BackwardRun "fastrnn_backward_run":
+        Run run
+        fastrnn_rows dy, dx
+        int add_to_dx
         void *dh
         void *dc
+        void *dbias
+        fastrnn_weights dweights
+        void *dy_chunk
+        void *dx_chunk
         void *dgates
         void *units
-        void *dh_kept
+        void *dh_rows
         void *dunit
-        void *dx
-        void *dweight_ih
-        void *dweight_hh
-        void *dweight_hr
         void *h_prev
         void *c_prev
-        const void *packed_ih
-        const void *packed_hh
-        const void *packed_hr
-        const void *columns_ih
-        const void *columns_hh
-        const void *columns_hr
-        void *panels_dgates
-        void *panels_h
-        void *panels_x
-        void *panels_units
-        int threads
-        Poll poll
-    ctypedef struct fastrnn_sums_f32:
-        float *at
+    void fastrnn_gather(const Run *, const fastrnn_rows *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, void *)
+    void fastrnn_scatter(const Run *, const fastrnn_rows *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const void *,
+                         Py_ssize_t)
+    Py_ssize_t fastrnn_next_chunk(const Run *, Py_ssize_t, int)
+    ctypedef struct fastrnn_sums:
+        void *at
         Py_ssize_t row, block, unit
-    ctypedef struct fastrnn_cell_f32:
-        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f32 *, float *,
-                        const float *, Py_ssize_t, float *, Py_ssize_t, float *, float *) noexcept nogil
-        void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, Py_ssize_t,
-                         const float *, const float *, const float *, Py_ssize_t, float *, float *, float *,
-                         float *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f32 *,
-                              const float *, Py_ssize_t, float *) noexcept nogil
-        void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *,
-                               Py_ssize_t, float *, float *, float *) noexcept nogil
-    ctypedef struct fastrnn_sums_f64:
-        double *at
-        Py_ssize_t row, block, unit
-    ctypedef struct fastrnn_cell_f64:
-        void (*forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f64 *, double *,
-                        const double *, Py_ssize_t, double *, Py_ssize_t, double *, double *) noexcept nogil
-        void (*backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
-                         Py_ssize_t, const double *, const double *, const double *, Py_ssize_t, double *,
-                         double *, double *, double *) noexcept nogil
-        void (*reset_forward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const fastrnn_sums_f64 *,
-                              const double *, Py_ssize_t, double *) noexcept nogil
-        void (*reset_backward)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
-                               Py_ssize_t, double *, double *, double *) noexcept nogil
-    ctypedef struct fastrnn_table_f32:
-        const fastrnn_cell_f32 *cell
-        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
-        void (*tanh)(Py_ssize_t, const float *, float *) noexcept nogil
-        void (*sigmoid)(Py_ssize_t, const float *, float *) noexcept nogil
+    ctypedef struct fastrnn_cell_forward:
+        Py_ssize_t n, H, unit, end
+        fastrnn_sums sums
+        void *gates
+        const void *h_prev
+        void *h
+        Py_ssize_t ld_prev, ldh
+        void *c
+        void *c_kept
+        void *rh
+    ctypedef struct fastrnn_cell_backward:
+        Py_ssize_t n, H, unit, end
+        const void *gates
+        const void *h_prev
+        const void *c
+        const void *c_prev
+        const void *dy
+        Py_ssize_t ld_prev, lddy
+        void *dgates
+        void *dh
+        void *dc
+        void *h
+        void *drh
+    ctypedef struct fastrnn_cell:
+        void (*forward)(const fastrnn_cell_forward *) noexcept nogil
+        void (*backward)(const fastrnn_cell_backward *) noexcept nogil
+        void (*reset_forward)(const fastrnn_cell_forward *) noexcept nogil
+        void (*reset_backward)(const fastrnn_cell_backward *) noexcept nogil
+    ctypedef struct fastrnn_table:
+        const fastrnn_cell *cell
+        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        void (*tanh)(Py_ssize_t, const void *, void *) noexcept nogil
+        void (*sigmoid)(Py_ssize_t, const void *, void *) noexcept nogil
         Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
-        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const float *, float *) noexcept nogil
-        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t,
-                        const float *, float *, int, const Poll *) except -1 nogil
-        Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        int (*run_forward)(Run *) except -1 nogil
-        int (*run_backward)(Run *) except -1 nogil
-    ctypedef struct fastrnn_table_f64:
-        const fastrnn_cell_f64 *cell
-        void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
-        void (*tanh)(Py_ssize_t, const double *, double *) noexcept nogil
-        void (*sigmoid)(Py_ssize_t, const double *, double *) noexcept nogil
-        Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
-        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
-        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t,
-                        const double *, double *, int, const Poll *) except -1 nogil
-        Py_ssize_t (*sums_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        int (*run_forward)(Run *) except -1 nogil
-        int (*run_backward)(Run *) except -1 nogil
+        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, const void *, void *,
+                        int, const Poll *) except -1 nogil
+        int (*run_forward)(const ForwardRun *) except -1 nogil
+        int (*run_backward)(const BackwardRun *) except -1 nogil
     ctypedef struct fastrnn_isa:
         const char *name
         int lanes_f32
-        const fastrnn_table_f32 *f32
-        const fastrnn_table_f64 *f64
+        const fastrnn_table *table[2]
     const fastrnn_cell_shape fastrnn_cell_shapes[]
     int fastrnn_available_isas(const fastrnn_isa **)
     double fastrnn_seconds()
@@ -258,8 +255,8 @@ cdef extern from "kernels.h" nogil:
 
 cdef extern from "dispatch.h" nogil:
     ctypedef struct fastrnn_backend:
-        int (*forward[2])(Run *) except -1 nogil
-        int (*backward[2])(Run *) except -1 nogil
+        int (*forward[2])(const ForwardRun *) except -1 nogil
+        int (*backward[2])(const BackwardRun *) except -1 nogil
     const fastrnn_isa *fastrnn_current_isa()
     int fastrnn_is_fused()
     const fastrnn_backend *fastrnn_current_backend()
@@ -292,7 +289,7 @@ def use_engine(str name):
     before = engine()
     names = [available_isas[k].name.decode() for k in range(isa_count)]
     isa = available_isas[isa_count - 1 if name == "blas" else names.index(name)]
-    fused = name != "blas" and isa.f32.run_forward != NULL
+    fused = name != "blas" and isa.table[0].run_forward != NULL
     fastrnn_use(isa, NULL if fused else &blas_backend)
     return before
 
@@ -300,7 +297,7 @@ def use_engine(str name):
 def engine():
     """The name of the engine in use."""
     isa = fastrnn_current_isa()
-    blas = not fastrnn_is_fused() and (isa_count == 1 or isa.f32.run_forward != NULL)
+    blas = not fastrnn_is_fused() and (isa_count == 1 or isa.table[0].run_forward != NULL)
     return "blas" if blas else isa.name.decode()
 
 
@@ -453,98 +450,116 @@ cdef inline int gemm_tn(const Poll *poll, Py_ssize_t M, Py_ssize_t N, Py_ssize_t
 
 # --- one layer, one direction, by BLAS ----------------------------------------------------------------
 
-cdef inline Py_ssize_t next_chunk(const Run *a, Py_ssize_t done, bint from_end) noexcept nogil:
-    """How many steps the chunk after the first `done` takes: as many as fit `chunk` rows, at least one."""
-    cdef Py_ssize_t steps = 1
-    cdef const Py_ssize_t *offsets = a.offsets
-    cdef Py_ssize_t edge = a.T - done
-    if from_end:
-        while steps < edge and offsets[edge] - offsets[edge - steps - 1] <= a.chunk:
-            steps += 1
-    else:
-        while done + steps < a.T and offsets[done + steps + 1] - offsets[done] <= a.chunk:
-            steps += 1
-    return steps
+cdef inline const fastrnn_table *table_of(real *_) noexcept nogil:
+    """The kernels of the real type at hand."""
+    return fastrnn_current_isa().table[0 if real is float else 1]
 
 
-cdef inline void combine_bias(real *_, const Run *a) noexcept nogil:
-    """bias (AH,): b_ih and b_hh, by the accumulator that each feeds."""
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, k
-    cdef real *bias = <real *>a.bias
-    cdef const real *b_ih = <const real *>a.bias_ih
-    cdef const real *b_hh = <const real *>a.bias_hh
-    memset(bias, 0, shape.accumulators * H * sizeof(real))
+cdef inline void combine_bias(real *bias, const fastrnn_layer *layer, const fastrnn_weights *w) noexcept nogil:
+    """bias (AH,) = b_ih + b_hh, block by block, each for the accumulator that it feeds."""
+    cdef fastrnn_cell_shape shape = layer.shape
+    cdef Py_ssize_t H = layer.H, k
+    cdef const real *b_ih = <const real *>w.bias_ih if layer.has_bias_ih else NULL
+    cdef const real *b_hh = <const real *>w.bias_hh if layer.has_bias_hh else NULL
+    memset(bias, 0, layer.AH * sizeof(real))
     if b_ih != NULL:
         memcpy(bias, b_ih, shape.input_blocks * H * sizeof(real))
         if shape.gates > shape.input_blocks:
             memcpy(bias + (shape.accumulators - 1) * H, b_ih + shape.input_blocks * H, H * sizeof(real))
     if b_hh != NULL:
-        for k in range(shape.gates * H):
+        for k in range(layer.G):
             bias[k] += b_hh[k]
 
 
-cdef int project_input(real *_, const Run *a, const Poll *poll, Py_ssize_t rows, const real *x,
-                       real *gates) except -1 nogil:
+cdef const real *rows_of_x(real *_, const Run *a, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t *ld) noexcept nogil:
+    """Packed rows of x, `ld` apart: where they lie, or gathered for the chunk at hand."""
+    ld[0] = a.layer.I if a.x.scattered else a.x.row
+    if not a.x.scattered:
+        return <const real *>a.x.data + first * a.x.row
+    fastrnn_gather(a, &a.x, a.layer.I, first, rows, False, a.x_chunk)
+    return <const real *>a.x_chunk
+
+
+cdef int project_input(const real *bias, const Run *a, Py_ssize_t first, Py_ssize_t rows, real *gates) except -1 nogil:
     """gates (rows, AH) = bias + x W_ih^T, each block to its accumulator."""
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, AH = shape.accumulators * H, direct = shape.input_blocks * H, row
-    cdef const real *w = <const real *>a.weight_ih
+    cdef const fastrnn_layer *layer = a.layer
+    cdef fastrnn_cell_shape shape = layer.shape
+    cdef Py_ssize_t H = layer.H, I = layer.I, AH = layer.AH, direct = shape.input_blocks * H, row, ldx
+    cdef const real *w = <const real *>a.weights.weight_ih
+    cdef const real *x = rows_of_x(<real *>NULL, a, first, rows, &ldx)
     for row in range(rows):
-        memcpy(gates + row * AH, a.bias, AH * sizeof(real))
+        memcpy(gates + row * AH, bias, AH * sizeof(real))
         if row % 1024 == 1023:
-            ask(poll)
-    gemm_nt(poll, rows, direct, a.I, x, a.I, w, a.I, <real>1, gates, AH)
+            ask(&a.poll)
+    gemm_nt(&a.poll, rows, direct, I, x, ldx, w, I, <real>1, gates, AH)
     if shape.gates > shape.input_blocks:
-        gemm_nt(poll, rows, H, a.I, x, a.I, w + direct * a.I, a.I, <real>1, gates + AH - H, AH)
+        gemm_nt(&a.poll, rows, H, I, x, ldx, w + direct * I, I, <real>1, gates + AH - H, AH)
 
 
-cdef int forward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
-    """y, h_n, c_n of one layer and direction; fills `gates` and `c_kept` if they are kept.
+cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py_ssize_t steps, real *sums,
+                       real *history) except -1 nogil:
+    """The steps of a chunk, from the projected inputs `sums` of its rows; h of each to `history` (rows, ldh).
+
+        sums[t] += h[t-1] W_hh^T;  h[t] = cell(sums[t])
+    """
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef fastrnn_cell cell = table_of(tag).cell[layer.cell]
+    cdef Py_ssize_t H = layer.H, P = layer.P, AH = layer.AH, direct = layer.shape.hidden_blocks * H
+    cdef Py_ssize_t first = run.offsets[first_step], step, t, at, n, row
+    cdef const real *w_hh = <const real *>run.weights.weight_hh
+    cdef real *h = <real *>run.h
+    cdef real *unit = <real *>a.unit
+    cdef real *step_sums
+    cdef fastrnn_cell_forward cells
+    memset(&cells, 0, sizeof(cells))
+    cells.H = cells.end = H
+    cells.sums.row, cells.sums.block, cells.sums.unit = AH, H, 1
+    cells.c, cells.rh = run.c, unit
+    cells.h_prev, cells.ld_prev = h, P
+    cells.h, cells.ldh = unit if layer.projected else h, H
+    for step in range(steps):
+        t = first_step + (steps - 1 - step if layer.reverse else step)
+        at, n = run.offsets[t] - first, run.offsets[t + 1] - run.offsets[t]
+        step_sums = sums + at * AH
+        cells.n, cells.sums.at = n, step_sums
+        cells.gates = NULL if run.gates == NULL else step_sums
+        cells.c_kept = NULL if run.c_rows == NULL else <real *>run.c_rows + run.offsets[t] * H
+        gemm_nt(&run.poll, n, direct, P, h, P, w_hh, P, <real>1, step_sums, AH)
+        if layer.shape.has_reset:
+            cell.reset_forward(&cells)
+            gemm_nt(&run.poll, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums + direct, AH)
+        cell.forward(&cells)
+        if layer.projected:
+            gemm_nt(&run.poll, n, P, H, unit, H, <const real *>run.weights.weight_hr, H, <real>0, h, P)
+        for row in range(n):
+            memcpy(history + (at + row) * run.ldh, h + row * P, P * sizeof(real))
+        ask(&run.poll)
+
+
+cdef int forward_run(real *tag, const ForwardRun *a) except -1 nogil:
+    """y, h_n, c_n of one layer and direction; fills `gates` and `c_rows` if they are kept.
 
     What is kept as gates are sums until the cell has run, so they need no scratch.
     """
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
-    cdef Py_ssize_t done = 0, steps, step, t, first, n, row
-    cdef const real *w_hh = <const real *>a.weight_hh
-    cdef real *h = <real *>a.h
-    cdef real *unit = <real *>a.unit
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef Py_ssize_t done = 0, steps, t, first, rows
+    cdef real *bias = <real *>a.bias
     cdef real *sums
-    cdef real *gates
-    cdef real *y
-    cdef real *kept
-    if real is float:
-        cell = fastrnn_current_isa().f32.cell[a.cell]
-        step_sums = fastrnn_sums_f32(NULL, AH, H, 1)
-    else:
-        cell = fastrnn_current_isa().f64.cell[a.cell]
-        step_sums = fastrnn_sums_f64(NULL, AH, H, 1)
-    while done < a.T:
-        steps = next_chunk(a, done, a.reverse)
-        t = a.T - done - steps if a.reverse else done
-        first = a.offsets[t]
-        sums = <real *>a.sums if a.gates == NULL else <real *>a.gates + first * AH
-        project_input(tag, a, poll, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, sums)
-        for step in range(steps):
-            t = a.T - done - step - 1 if a.reverse else done + step
-            n = a.offsets[t + 1] - a.offsets[t]
-            step_sums.at = sums + (a.offsets[t] - first) * AH
-            gates = NULL if a.gates == NULL else step_sums.at
-            y = <real *>a.y + a.offsets[t] * a.ldy
-            kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
-            gemm_nt(poll, n, direct, P, h, P, w_hh, P, <real>1, step_sums.at, AH)
-            if shape.has_reset:
-                cell.reset_forward(n, H, 0, H, &step_sums, h, H, unit)
-                gemm_nt(poll, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums.at + direct, AH)
-            if a.projected:
-                cell.forward(n, H, 0, H, &step_sums, gates, NULL, 0, unit, H, <real *>a.c, kept)
-                gemm_nt(poll, n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
-            else:
-                cell.forward(n, H, 0, H, &step_sums, gates, h, H, h, H, <real *>a.c, kept)
-            for row in range(n):
-                memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
-            ask(poll)
+    cdef real *history
+    combine_bias(bias, layer, run.weights)
+    while done < run.T:
+        steps = fastrnn_next_chunk(run, done, layer.reverse)
+        t = run.T - done - steps if layer.reverse else done
+        first = run.offsets[t]
+        rows = run.offsets[t + steps] - first
+        sums = <real *>a.sums if run.gates == NULL else <real *>run.gates + first * layer.AH
+        history = <real *>run.h_rows + (0 if run.ring else first * run.ldh)
+        project_input(bias, run, first, rows, sums)
+        forward_steps(tag, a, t, steps, sums, history)
+        if a.y.data != NULL:
+            fastrnn_scatter(run, &a.y, layer.P, first, rows, True, history, run.ldh)
         done += steps
     return 0
 
@@ -552,7 +567,7 @@ cdef int forward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
 cdef void rows_before(real *out, const real *kept, Py_ssize_t ld, const real *initial, Py_ssize_t width,
                       const Run *a, Py_ssize_t t) noexcept nogil:
     """out (n, width): the rows of `kept` that step t started from; `initial` where t is a row's first."""
-    cdef Py_ssize_t n = a.offsets[t + 1] - a.offsets[t], before = t + 1 if a.reverse else t - 1, m = 0, row
+    cdef Py_ssize_t n = a.offsets[t + 1] - a.offsets[t], before = t + 1 if a.layer.reverse else t - 1, m = 0, row
     if 0 <= before < a.T:
         m = min(n, a.offsets[before + 1] - a.offsets[before])
         kept += a.offsets[before] * ld
@@ -561,127 +576,155 @@ cdef void rows_before(real *out, const real *kept, Py_ssize_t ld, const real *in
     memcpy(out + m * width, initial + m * width, (n - m) * width * sizeof(real))
 
 
-cdef int backward_step(real *tag, const Run *a, const Poll *poll, Py_ssize_t t, Py_ssize_t at) except -1 nogil:
-    """dgates of step t, to row `at` of the chunk's scratch, and dh, dc of the step before it."""
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
-    cdef Py_ssize_t first = a.offsets[t], n = a.offsets[t + 1] - first, row, k
-    cdef const real *w_hh = <const real *>a.weight_hh
-    cdef const real *gates = <const real *>a.gates + first * AH
+cdef int backward_step(real *tag, const BackwardRun *a, Py_ssize_t t, Py_ssize_t at, const real *dy,
+                       Py_ssize_t lddy) except -1 nogil:
+    """dgates of step t, to row `at` of the chunk's scratch, and dh, dc of the step before it.
+
+        dgates[t] = cell'(dh[t] + dy[t]);  dh[t-1] += dgates[t] W_hh
+    """
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef fastrnn_cell cell = table_of(tag).cell[layer.cell]
+    cdef Py_ssize_t H = layer.H, P = layer.P, AH = layer.AH, direct = layer.shape.hidden_blocks * H
+    cdef Py_ssize_t first = run.offsets[t], n = run.offsets[t + 1] - first, row, k
+    cdef const real *w_hh = <const real *>run.weights.weight_hh
     cdef real *dgates = <real *>a.dgates + at * AH
     cdef real *h_prev = <real *>a.h_prev + at * P
     cdef real *units = <real *>a.units + at * H if a.units != NULL else NULL
     cdef real *dh = <real *>a.dh
-    cdef real *dh_cell = dh
-    cdef const real *c = NULL
-    cdef const real *dy = <const real *>a.dy + first * a.lddy if a.dy != NULL else NULL
-    if real is float:
-        cell = fastrnn_current_isa().f32.cell[a.cell]
-    else:
-        cell = fastrnn_current_isa().f64.cell[a.cell]
-    rows_before(h_prev, <const real *>a.y, a.ldy, <const real *>a.h, P, a, t)
-    if shape.has_c:
-        c = <const real *>a.c_kept + first * H
-        rows_before(<real *>a.c_prev, <const real *>a.c_kept, H, <const real *>a.c, H, a, t)
-    if a.projected:
+    cdef fastrnn_cell_backward cells
+    memset(&cells, 0, sizeof(cells))
+    cells.n, cells.H, cells.end = n, H, H
+    cells.gates = <const real *>run.gates + first * AH
+    cells.h_prev, cells.ld_prev = h_prev, P
+    cells.dgates, cells.dh, cells.dc = dgates, dh, a.dc
+    cells.h = cells.drh = units
+    rows_before(h_prev, <const real *>run.h_rows, run.ldh, <const real *>run.h, P, run, t)
+    if layer.shape.has_c:
+        cells.c, cells.c_prev = <const real *>run.c_rows + first * H, a.c_prev
+        rows_before(<real *>a.c_prev, <const real *>run.c_rows, H, <const real *>run.c, H, run, t)
+    if layer.projected:
         if dy != NULL:
             for row in range(n):
                 for k in range(P):
-                    dh[row * P + k] += dy[row * a.lddy + k]
-            dy = NULL
-        memcpy(<real *>a.dh_kept + at * P, dh, n * P * sizeof(real))
-        dh_cell = <real *>a.dunit
-        gemm_nn(poll, n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
-    cell.backward(n, H, 0, H, gates, h_prev, P, c, <const real *>a.c_prev, dy, a.lddy, dgates, dh_cell,
-                  <real *>a.dc, units)
-    if shape.has_reset:
-        gemm_nn(poll, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
-        cell.reset_backward(n, H, 0, H, gates, h_prev, H, units, dgates, dh)
-    gemm_nn(poll, n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
+                    dh[row * P + k] += dy[row * lddy + k]
+        memcpy(<real *>a.dh_rows + at * P, dh, n * P * sizeof(real))
+        cells.dh = a.dunit
+        gemm_nn(&run.poll, n, H, P, dh, P, <const real *>run.weights.weight_hr, H, <real>0, <real *>a.dunit, H)
+    else:
+        cells.dy, cells.lddy = dy, lddy
+    cell.backward(&cells)
+    if layer.shape.has_reset:
+        gemm_nn(&run.poll, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
+        cell.reset_backward(&cells)
+    gemm_nn(&run.poll, n, P, direct, dgates, AH, w_hh, P, <real>0 if layer.projected else <real>1, dh, P)
 
 
-cdef int backward_products(real *tag, const Run *a, const Poll *poll, Py_ssize_t first, Py_ssize_t rows,
-                           bint first_chunk) except -1 nogil:
-    """What a chunk of `rows` packed rows adds to the gradients of the parameters, and its dx."""
+cdef int weight_gradients(real *tag, const BackwardRun *a, Py_ssize_t first, Py_ssize_t rows,
+                          bint first_chunk) except -1 nogil:
+    """dW_hh += dgates^T h_prev;  dW_ih += dgates^T x;  db += sum of dgates, over a chunk of `rows` packed rows."""
     cdef real before = <real>0 if first_chunk else <real>1
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, P = a.P, I = a.I, AH = shape.accumulators * H
+    cdef const Run *run = &a.run
+    cdef const Poll *poll = &run.poll
+    cdef const fastrnn_layer *layer = run.layer
+    cdef fastrnn_cell_shape shape = layer.shape
+    cdef Py_ssize_t H = layer.H, P = layer.P, I = layer.I, AH = layer.AH, ldx
     cdef Py_ssize_t direct_x = shape.input_blocks * H, direct_h = shape.hidden_blocks * H
     cdef const real *dgates = <const real *>a.dgates
-    cdef const real *x = <const real *>a.x + first * I
-    cdef const real *w_ih = <const real *>a.weight_ih
-    cdef real *dw_ih = <real *>a.dweight_ih
-    cdef real *dw_hh = <real *>a.dweight_hh
-    cdef real *dx
+    cdef const real *x
+    cdef real *dw_ih = <real *>a.dweights.weight_ih
+    cdef real *dw_hh = <real *>a.dweights.weight_hh
+    cdef real *dw_hr = <real *>a.dweights.weight_hr
     if dw_hh != NULL:
         gemm_tn(poll, direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, before, dw_hh, P)
         if shape.has_reset:
             gemm_tn(poll, H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, before, dw_hh + direct_h * H, H)
     if dw_ih != NULL:
-        gemm_tn(poll, direct_x, I, rows, dgates, AH, x, I, before, dw_ih, I)
+        x = rows_of_x(tag, run, first, rows, &ldx)
+        gemm_tn(poll, direct_x, I, rows, dgates, AH, x, ldx, before, dw_ih, I)
         if shape.gates > shape.input_blocks:
-            gemm_tn(poll, H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
-    if a.dweight_hr != NULL:
-        gemm_tn(poll, P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
-    if real is float:
-        fastrnn_current_isa().f32.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
-    else:
-        fastrnn_current_isa().f64.add_rows(rows, AH, 0, AH, dgates, <real *>a.bias)
-    if a.dx != NULL:
-        dx = <real *>a.dx + first * I
-        gemm_nn(poll, rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
-        if shape.gates > shape.input_blocks:
-            gemm_nn(poll, rows, I, H, dgates + AH - H, AH, w_ih + direct_x * I, I, <real>1, dx, I)
+            gemm_tn(poll, H, I, rows, dgates + AH - H, AH, x, ldx, before, dw_ih + direct_x * I, I)
+    if dw_hr != NULL:
+        gemm_tn(poll, P, H, rows, <const real *>a.dh_rows, P, <const real *>a.units, H, before, dw_hr, H)
+    table_of(tag).add_rows(rows, AH, 0, AH, dgates, a.dbias)
 
 
-cdef int backward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
+cdef int input_gradient(real *_, const BackwardRun *a, Py_ssize_t first, Py_ssize_t rows) except -1 nogil:
+    """dx = dgates W_ih of a chunk, added to what is there where the other direction has been."""
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef Py_ssize_t H = layer.H, I = layer.I, AH = layer.AH, direct = layer.shape.input_blocks * H
+    cdef Py_ssize_t ld = I if a.dx.scattered else a.dx.row
+    cdef const real *dgates = <const real *>a.dgates
+    cdef const real *w_ih = <const real *>run.weights.weight_ih
+    cdef real *dx = <real *>a.dx_chunk if a.dx.scattered else <real *>a.dx.data + first * ld
+    if a.dx.scattered and a.add_to_dx:
+        fastrnn_gather(run, &a.dx, I, first, rows, False, dx)
+    gemm_nn(&run.poll, rows, I, direct, dgates, AH, w_ih, I, <real>1 if a.add_to_dx else <real>0, dx, ld)
+    if layer.shape.gates > layer.shape.input_blocks:
+        gemm_nn(&run.poll, rows, I, H, dgates + AH - H, AH, w_ih + direct * I, I, <real>1, dx, ld)
+    if a.dx.scattered:
+        fastrnn_scatter(run, &a.dx, I, first, rows, False, dx, ld)
+
+
+cdef int backward_run(real *tag, const BackwardRun *a) except -1 nogil:
     """BPTT of one layer and direction: against the order of forward_run, chunk by chunk."""
-    cdef Py_ssize_t done = 0, steps, step, t, first
-    while done < a.T:
-        steps = next_chunk(a, done, not a.reverse)
-        first = a.offsets[done if a.reverse else a.T - done - steps]
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef Py_ssize_t done = 0, steps, step, t, at, from_step, first, rows, lddy = layer.P if a.dy.scattered else a.dy.row
+    cdef const real *dy = NULL
+    while done < run.T:
+        steps = fastrnn_next_chunk(run, done, not layer.reverse)
+        from_step = done if layer.reverse else run.T - done - steps
+        first = run.offsets[from_step]
+        rows = run.offsets[from_step + steps] - first
+        if a.dy.data != NULL:
+            dy = <const real *>a.dy_chunk if a.dy.scattered else <const real *>a.dy.data + first * lddy
+            if a.dy.scattered:
+                fastrnn_gather(run, &a.dy, layer.P, first, rows, True, a.dy_chunk)
         for step in range(steps):
-            t = done + step if a.reverse else a.T - done - step - 1
-            backward_step(tag, a, poll, t, a.offsets[t] - first)
-            ask(poll)
-        t = done if a.reverse else a.T - done - steps
-        backward_products(tag, a, poll, first, a.offsets[t + steps] - first, done == 0)
+            t = from_step + (step if layer.reverse else steps - 1 - step)
+            at = run.offsets[t] - first
+            backward_step(tag, a, t, at, dy + at * lddy if dy != NULL else dy, lddy)
+            ask(&run.poll)
+        weight_gradients(tag, a, first, rows, done == 0)
+        if a.dx.data != NULL:
+            input_gradient(tag, a, first, rows)
         done += steps
     return 0
 
 
-cdef int forward_by_blas(real *tag, Run *a) except -1 nogil:
+cdef int forward_by_blas(real *tag, const ForwardRun *a) except -1 nogil:
     """`fastrnn_backend.forward`"""
     cdef uint64_t mode = fastrnn_flush_denormals()
     try:
-        combine_bias(tag, a)
-        return forward_run(tag, a, &a.poll)
+        return forward_run(tag, a)
     finally:
         fastrnn_restore_mode(mode)
 
 
-cdef int backward_by_blas(real *tag, Run *a) except -1 nogil:
+cdef int backward_by_blas(real *tag, const BackwardRun *a) except -1 nogil:
     """`fastrnn_backend.backward`"""
     cdef uint64_t mode = fastrnn_flush_denormals()
     try:
-        return backward_run(tag, a, &a.poll)
+        return backward_run(tag, a)
     finally:
         fastrnn_restore_mode(mode)
 
 
-cdef int forward_f32(Run *a) except -1 nogil:
+cdef int forward_f32(const ForwardRun *a) except -1 nogil:
     return forward_by_blas(<float *>NULL, a)
 
 
-cdef int forward_f64(Run *a) except -1 nogil:
+cdef int forward_f64(const ForwardRun *a) except -1 nogil:
     return forward_by_blas(<double *>NULL, a)
 
 
-cdef int backward_f32(Run *a) except -1 nogil:
+cdef int backward_f32(const BackwardRun *a) except -1 nogil:
     return backward_by_blas(<float *>NULL, a)
 
 
-cdef int backward_f64(Run *a) except -1 nogil:
+cdef int backward_f64(const BackwardRun *a) except -1 nogil:
     return backward_by_blas(<double *>NULL, a)
 
 
@@ -1575,35 +1618,32 @@ cdef int product_by_blas(real *_, const Product *p, const Poll *poll) except -1 
     return gemm_nn(poll, p.M, p.N, p.K, a, p.K, b, p.N, <real>0, c, p.N)
 
 
-cdef int product_by_engine(const Product *p, const Poll *poll, const void *panels) except -1 nogil:
-    """`panels` are those of b."""
-    cdef const fastrnn_isa *isa = fastrnn_current_isa()
-    cdef Py_ssize_t row = 1 if p.transpose_a else p.K, column = p.M if p.transpose_a else 1
-    cdef int threads = fastrnn_most_threads()
-    if p.typenum == cnp.NPY_FLOAT32:
-        return isa.f32.multiply(p.M, p.N, p.K, <const float *>p.a, row, column, <const float *>panels,
-                                <float *>p.c, threads, poll)
-    return isa.f64.multiply(p.M, p.N, p.K, <const double *>p.a, row, column, <const double *>panels,
-                            <double *>p.c, threads, poll)
+cdef inline size_t real_size(const Product *p) noexcept nogil:
+    return sizeof(float) if p.typenum == cnp.NPY_FLOAT32 else sizeof(double)
+
+
+cdef inline const fastrnn_table *table_for(const Product *p) noexcept nogil:
+    return fastrnn_current_isa().table[0 if p.typenum == cnp.NPY_FLOAT32 else 1]
 
 
 cdef int multiply(const Product *p, const void *panels) except -1:
     """By the engine in use, which has panels of b if it is a fused one."""
     cdef bint fused = fastrnn_is_fused()
-    cdef int stopped
+    cdef int stopped, threads = fastrnn_most_threads()
     cdef Watch watch
     cdef Poll poll
     if not p.M or not p.N:
         return 0
     if not p.K:
-        memset(p.c, 0, p.M * p.N * (sizeof(float) if p.typenum == cnp.NPY_FLOAT32 else sizeof(double)))
+        memset(p.c, 0, p.M * p.N * real_size(p))
         return 0
     watch = Watch(0, fastrnn_flush_denormals())
     poll = Poll(ask_for_signals, &watch)
     try:
         with nogil:
             if fused:
-                stopped = product_by_engine(p, &poll, panels)
+                stopped = table_for(p).multiply(p.M, p.N, p.K, p.a, 1 if p.transpose_a else p.K,
+                                                p.M if p.transpose_a else 1, panels, p.c, threads, &poll)
             elif p.typenum == cnp.NPY_FLOAT32:
                 stopped = product_by_blas(<float *>NULL, p, &poll)
             else:
@@ -1614,23 +1654,15 @@ cdef int multiply(const Product *p, const void *panels) except -1:
 
 
 cdef size_t size_of_panels(const Product *p) noexcept:
-    if p.typenum == cnp.NPY_FLOAT32:
-        return fastrnn_current_isa().f32.packed_size(1, p.N, p.K) * sizeof(float)
-    return fastrnn_current_isa().f64.packed_size(1, p.N, p.K) * sizeof(double)
+    return table_for(p).packed_size(1, p.N, p.K) * real_size(p)
 
 
 cdef void pack_factor(const Product *p, void *panels) noexcept nogil:
     """b in panels."""
-    cdef const fastrnn_isa *isa = fastrnn_current_isa()
-    if p.typenum == cnp.NPY_FLOAT32:
-        if p.transpose_b:
-            isa.f32.pack_rows(1, p.N, p.K, <const float *>p.b, <float *>panels)
-        else:
-            isa.f32.pack_columns(p.N, p.K, <const float *>p.b, <float *>panels)
-    elif p.transpose_b:
-        isa.f64.pack_rows(1, p.N, p.K, <const double *>p.b, <double *>panels)
+    if p.transpose_b:
+        table_for(p).pack_rows(1, p.N, p.K, p.b, panels)
     else:
-        isa.f64.pack_columns(p.N, p.K, <const double *>p.b, <double *>panels)
+        table_for(p).pack_columns(p.N, p.K, p.b, panels)
 
 
 def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
@@ -1704,10 +1736,7 @@ def activation(str name, x):
     cdef Py_ssize_t n = x.size
     cdef bint sigmoid = name == "sigmoid"
     cdef uint64_t mode = fastrnn_flush_denormals()
-    isa = fastrnn_current_isa()
-    if x.dtype == np.float32:
-        (isa.f32.sigmoid if sigmoid else isa.f32.tanh)(n, <const float *>data(x), <float *>data(y))
-    else:
-        (isa.f64.sigmoid if sigmoid else isa.f64.tanh)(n, <const double *>data(x), <double *>data(y))
+    table = fastrnn_current_isa().table[0 if x.dtype == np.float32 else 1]
+    (table.sigmoid if sigmoid else table.tanh)(n, data(x), data(y))
     fastrnn_restore_mode(mode)
     return y

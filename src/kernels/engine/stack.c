@@ -188,7 +188,7 @@ fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *p
     const char *first = (const char *)panels + head->begin;
     if (pass == 1 && head->passes & FASTRNN_FORWARD)
         first += stack->panels[0];
-    return (fastrnn_layer_panels){first + at[0], first + at[1], first + at[2]};
+    return (fastrnn_layer_panels){(char *)first + at[0], (char *)first + at[1], (char *)first + at[2]};
 }
 
 fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass)
@@ -202,31 +202,27 @@ fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *pane
     return matches ? FASTRNN_OK : FASTRNN_WRONG_PANELS;
 }
 
-#define PACK(TABLE, REAL)                                                                                    \
-    static void pack_##TABLE(const fastrnn_layer *layer, const fastrnn_weights *w, int pass,                  \
-                             fastrnn_layer_panels to)                                                        \
-    {                                                                                                        \
-        const fastrnn_table_##TABLE *table = fastrnn_current_isa()->TABLE;                                   \
-        const fastrnn_cell_shape shape = layer->shape;                                                       \
-        const int64_t H = layer->H, P = layer->P, direct = shape.hidden_blocks * H;                          \
-        REAL *ih = (REAL *)to.ih, *hh = (REAL *)to.hh, *hr = (REAL *)to.hr;                                  \
-        if (pass) {                                                                                          \
-            table->pack_columns(layer->I, layer->G, w->weight_ih, ih);                                       \
-            table->pack_columns(P, layer->G, w->weight_hh, hh);                                              \
-            if (layer->projected)                                                                            \
-                table->pack_columns(H, P, w->weight_hr, hr);                                                 \
-            return;                                                                                          \
-        }                                                                                                    \
-        table->pack_rows(shape.gates, H, layer->I, w->weight_ih, ih);                                        \
-        table->pack_rows(shape.hidden_blocks, H, P, w->weight_hh, hh);                                       \
-        if (shape.has_reset)                                                                                 \
-            table->pack_rows(1, H, H, (const REAL *)w->weight_hh + direct * H,                               \
-                             hh + table->packed_size(shape.hidden_blocks, H, P));                            \
-        if (layer->projected)                                                                                \
-            table->pack_rows(1, P, H, w->weight_hr, hr);                                                     \
+static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, const fastrnn_weights *w, int pass,
+                       fastrnn_layer_panels to)
+{
+    const fastrnn_table *table = fastrnn_current_isa()->table[stack->dtype == FASTRNN_F64];
+    const fastrnn_cell_shape shape = layer->shape;
+    const int64_t H = layer->H, P = layer->P, direct = shape.hidden_blocks * H;
+    if (pass) {
+        table->pack_columns(layer->I, layer->G, w->weight_ih, to.ih);
+        table->pack_columns(P, layer->G, w->weight_hh, to.hh);
+        if (layer->projected)
+            table->pack_columns(H, P, w->weight_hr, to.hr);
+        return;
     }
-PACK(f32, float)
-PACK(f64, double)
+    table->pack_rows(shape.gates, H, layer->I, w->weight_ih, to.ih);
+    table->pack_rows(shape.hidden_blocks, H, P, w->weight_hh, to.hh);
+    if (shape.has_reset)
+        table->pack_rows(1, H, H, (const char *)w->weight_hh + (size_t)(direct * H) * stack->item,
+                         (char *)to.hh + (size_t)table->packed_size(shape.hidden_blocks, H, P) * stack->item);
+    if (layer->projected)
+        table->pack_rows(1, P, H, w->weight_hr, to.hr);
+}
 
 fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes, void *panels)
 {
@@ -242,10 +238,7 @@ fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *w
         if (passes & (pass ? FASTRNN_BACKWARD : FASTRNN_FORWARD))
             for (int k = 0; k < stack->L * stack->D; k++) {
                 const fastrnn_layer_panels to = fastrnn_panels_of(stack, panels, pass, k);
-                if (stack->dtype == FASTRNN_F32)
-                    pack_f32(&stack->layers[k], &weights[k], pass, to);
-                else
-                    pack_f64(&stack->layers[k], &weights[k], pass, to);
+                pack_layer(stack, &stack->layers[k], &weights[k], pass, to);
             }
     return FASTRNN_OK;
 }

@@ -3,6 +3,8 @@
 #ifndef FASTRNN_THREADS_H
 #define FASTRNN_THREADS_H
 
+#include "fastrnn.h"
+
 #include <stdatomic.h>
 #include <stdint.h>
 
@@ -69,8 +71,8 @@ int fastrnn_ended(const fastrnn_member *me, unsigned turn);
 
 /* Treat denormals as zero until the mode that was there before is put back: on some processors BPTT through a
  * vanished gradient is many times slower otherwise. */
-uint64_t fastrnn_current_mode(void);
-uint64_t fastrnn_flush_denormals(void);
-void fastrnn_restore_mode(uint64_t mode);
+FASTRNN_API uint64_t fastrnn_current_mode(void);
+FASTRNN_API uint64_t fastrnn_flush_denormals(void);
+FASTRNN_API void fastrnn_restore_mode(uint64_t mode);
 
 #endif

@@ -63,24 +63,14 @@
 #define LANES ((fastrnn_size)(VECTOR_BYTES / sizeof(real)))
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
-#define NAME(f) PASTE(f, SUFFIX)
 
 typedef real V __attribute__((vector_size(VECTOR_BYTES)));
 typedef real_int VI __attribute__((vector_size(VECTOR_BYTES)));
 /* The same without alignment, for memory that belongs to somebody else. */
 typedef real VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-#define v_set NAME(v_set_)
 #define v_bits(x) ((VI)(x))
 #define v_real(x) ((V)(x))
-#define v_select NAME(v_select_)
-#define v_fma NAME(v_fma_)
-#define v_min NAME(v_min_)
-#define v_max NAME(v_max_)
-#define v_load NAME(v_load_)
-#define v_store NAME(v_store_)
-#define least NAME(least_)
-#define greatest NAME(greatest_)
 
 INLINE fastrnn_size least(fastrnn_size a, fastrnn_size b) { return a < b ? a : b; }
 INLINE fastrnn_size greatest(fastrnn_size a, fastrnn_size b) { return a > b ? a : b; }

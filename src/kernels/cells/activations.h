@@ -27,11 +27,6 @@
 #define SIGMOID_LIMIT 708.5
 #endif
 
-#define exp_parts NAME(exp_parts_)
-#define v_tanh NAME(v_tanh_)
-#define v_sigmoid NAME(v_sigmoid_)
-#define d_tanh NAME(d_tanh_)
-#define d_sigmoid NAME(d_sigmoid_)
 
 /* exp(unit x) = scale (1 + y), |unit x| <= SIGMOID_LIMIT, unit a power of two; sum = 1 + scale, and what the
  * rounding of y took from it.
@@ -44,8 +39,8 @@
  * precision. */
 INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y_lost)
 {
-    static const real p[] = NAME(EXPM1_P_);
-    const int terms = NAME(EXPM1_TERMS_);
+    static const real p[] = PASTE(EXPM1_P_, SUFFIX);
+    const int terms = PASTE(EXPM1_TERMS_, SUFFIX);
     V n_biased = v_fma(x, v_set(unit * INV_LN2), v_set(ROUND_MAGIC));
     V n = n_biased - v_set(ROUND_MAGIC), r;
     *scale = v_real(v_bits(n_biased) << MANTISSA_BITS);

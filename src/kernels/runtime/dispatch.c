@@ -3,11 +3,14 @@
 #include "fastrnn.h"
 #include <time.h>
 
-extern const fastrnn_isa fastrnn_isa_baseline;
+#define ISA(NAME, BYTES) {#NAME, BYTES / 4, {&fastrnn_##NAME##_f32, &fastrnn_##NAME##_f64}}
+#define DECLARE(NAME) extern const fastrnn_table fastrnn_##NAME##_f32, fastrnn_##NAME##_f64
+DECLARE(baseline);
 #if defined(FASTRNN_HAVE_X86)
-extern const fastrnn_isa fastrnn_isa_x86_v3, fastrnn_isa_x86_v4;
+DECLARE(x86_v3);
+DECLARE(x86_v4);
 #elif defined(FASTRNN_HAVE_NEON)
-extern const fastrnn_isa fastrnn_isa_neon; /* of every 64-bit ARM processor */
+DECLARE(neon); /* of every 64-bit ARM processor */
 #endif
 
 #define SHAPE(NAME, ...) {#NAME, __VA_ARGS__},
@@ -15,18 +18,21 @@ const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS] = {FASTRNN_CELL_LIST
 
 int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
 {
+    static const fastrnn_isa baseline = ISA(baseline, 16);
     int count = 0;
-    out[count++] = &fastrnn_isa_baseline;
+    out[count++] = &baseline;
 #if defined(FASTRNN_HAVE_X86)
+    static const fastrnn_isa x86_v3 = ISA(x86_v3, 32), x86_v4 = ISA(x86_v4, 64);
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        out[count++] = &fastrnn_isa_x86_v3;
+        out[count++] = &x86_v3;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("fma"))
-        out[count++] = &fastrnn_isa_x86_v4;
+        out[count++] = &x86_v4;
 #elif defined(FASTRNN_HAVE_NEON)
-    out[count++] = &fastrnn_isa_neon;
+    static const fastrnn_isa neon = ISA(neon, 16);
+    out[count++] = &neon;
 #endif
     return count;
 }
@@ -48,7 +54,7 @@ static struct {
 
 const fastrnn_isa *fastrnn_current_isa(void) { return current.isa; }
 const fastrnn_backend *fastrnn_current_backend(void) { return current.backend; }
-int fastrnn_is_fused(void) { return current.isa && !current.backend && current.isa->f32->run_forward; }
+int fastrnn_is_fused(void) { return current.isa && !current.backend && current.isa->table[0]->run_forward; }
 
 void fastrnn_use(const fastrnn_isa *isa, const fastrnn_backend *backend)
 {

@@ -24,17 +24,6 @@
 /* Vectors of a tile, and those before it of the same units. */
 #define MOST_COLUMNS 16
 
-#define panels_t NAME(panels_)
-#define product_t NAME(product_)
-#define tile_t NAME(tile_function_)
-#define epilogue_t NAME(epilogue_)
-#define tiling_t NAME(tiling_t_)
-#define panel_size NAME(panel_size_)
-#define vector_count NAME(vector_count_)
-#define weight_width NAME(weight_width_)
-#define panels_of_rows NAME(panels_of_rows_)
-#define panels_of_columns NAME(panels_of_columns_)
-#define run_product NAME(run_product_)
 
 typedef struct {
     const real *at;
@@ -44,7 +33,7 @@ typedef struct {
 
 typedef struct product_t {
     const fastrnn_member *me; /* whose part of the work it is */
-    struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
+    const struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
     int continues; /* the sums of `before`, which stay in registers, except where the columns differ */
     fastrnn_size K, units;
     int blocks;
@@ -67,10 +56,7 @@ typedef struct product_t {
     fastrnn_size stride;
     const fastrnn_size *column; /* (MOST_COLUMNS,) */
     int sums;    /* `to` has room for whole vectors, whatever `units` is; else there is one block */
-    /* Rows from first_row on share a pass; meanwhile the next panel, up or down, is fetched into the second-level
-     * cache, a part with each tile. */
-    fastrnn_size first_row, rows, ahead; /* 1, -1, or 0: nothing is fetched */
-    int compact; /* `to` is used again for every group of units, so that it never leaves the first-level cache */
+    int compact; /* `to` is used again for every group of units, so that it never leaves the L1 cache */
 } product_t;
 
 /* `column` of B blocks, of which block b is number b of the A vectors of a unit, but the last one number LAST. */
@@ -82,12 +68,20 @@ typedef struct product_t {
         FOUR_COLUMNS(0, B, A, LAST), FOUR_COLUMNS(4, B, A, LAST), FOUR_COLUMNS(8, B, A, LAST),               \
             FOUR_COLUMNS(12, B, A, LAST)                                                                     \
     }
-static const fastrnn_size NAME(plain_columns_)[MOST_COLUMNS] = COLUMNS(1, 1, 0);
+static const fastrnn_size plain_columns[MOST_COLUMNS] = COLUMNS(1, 1, 0);
+
+/* The rows that share one pass over the panels, and the group of units at hand. */
+typedef struct {
+    real *to; /* of the product, or, if it is compact, as if the first units were those of the group */
+    fastrnn_size ld_to;
+    fastrnn_size first_row, rows;
+    fastrnn_size ahead; /* 1 or -1: the next panel, up or down, is fetched into L2, a part with each tile; or 0 */
+} pass_t;
 
 /* R rows by Q vectors: from a row on, and from the vector of columns on that is block `block` of the units of
  * `vector`, and number `place` in panel `panel`. A tile of more than one panel begins with a whole one. */
-typedef void (*tile_t)(const product_t *p, fastrnn_size row, fastrnn_size panel, fastrnn_size place,
-                       fastrnn_size vector, int block);
+typedef void (*tile_t)(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size panel,
+                       fastrnn_size place, fastrnn_size vector, int block);
 /* What is done with rows [row, row+n) and units [unit, end) as soon as their sums stand; `to` and its ld as if it
  * were not compact. */
 typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
@@ -109,14 +103,14 @@ INLINE fastrnn_size panel_size(fastrnn_size K, int width)
 }
 
 /* Numbers in the panels of a matrix, of any width. */
-static fastrnn_size NAME(packed_size_)(int blocks, fastrnn_size units, fastrnn_size K)
+static fastrnn_size packed_size(int blocks, fastrnn_size units, fastrnn_size K)
 {
     return (blocks * vector_count(units) + 3) * panel_size(K, 1);
 }
 
 /* The register tile. R, Q and the width of panels are constants, so every loop but that over k unrolls. */
-INLINE void NAME(tile_)(const int R, const int Q, const int width, const product_t *p, fastrnn_size row,
-                        fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
+INLINE void tile(const int R, const int Q, const int width, const product_t *p, const pass_t *pass, fastrnn_size row,
+                 fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
 {
     const product_t *part = p->continues ? p->before : p;
     /* Only the last vector can be incomplete. */
@@ -143,10 +137,10 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
         const real *w = part->w.at + panel * next + (part->first_k * width + place) * LANES;
         const char *fetch = (const char *)w;
         fastrnn_size fetch_step = 0;
-        if (R >= 4 && Q == width && p->ahead) {
+        if (R >= 4 && Q == width && pass->ahead) {
             const fastrnn_size bytes = width * VECTOR_BYTES; /* for each k */
-            fetch += p->ahead * next * (fastrnn_size)sizeof(real) + (row - p->first_row) * bytes * part->K / p->rows;
-            fetch_step = (R * bytes + p->rows - 1) / p->rows;
+            fetch += pass->ahead * next * (fastrnn_size)sizeof(real) + (row - pass->first_row) * bytes * part->K / pass->rows;
+            fetch_step = (R * bytes + pass->rows - 1) / pass->rows;
         }
 #define W_VECTOR(j) (*(const V *)(w + (j) / width * next + (j) % width * LANES))
         /* The shorter side of the outer product stays in registers while the longer one passes through one. */
@@ -181,8 +175,8 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
             const fastrnn_size next_column = first + p->column[block + j];
             if (next_column == column[j])
                 continue;
-            const fastrnn_size ld = p->ld_to, ld_next = p->ld_from; /* these sums end here, and others begin */
-            real *to = part->to + row * ld + column[j];
+            const fastrnn_size ld = pass->ld_to, ld_next = p->ld_from; /* these sums end here, and others begin */
+            real *to = pass->to + row * ld + column[j];
             const real *from = p->from + row * ld_next + next_column;
             UNROLL for (int r = 0; r < R; r++, to += ld, from += ld_next) {
                 v_store(to, LANES, sum[r * Q + j]);
@@ -191,8 +185,8 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
             column[j] = next_column;
         }
     }
-    const fastrnn_size ld = p->ld_to;
-    real *to = p->to + row * ld;
+    const fastrnn_size ld = pass->ld_to;
+    real *to = pass->to + row * ld;
     UNROLL for (int r = 0; r < R; r++, to += ld) {
         UNROLL for (int j = 0; j + 1 < Q; j++) v_store(to + column[j], LANES, sum[r * Q + j]);
         v_store(to + column[Q - 1], m, sum[r * Q + Q - 1]);
@@ -200,10 +194,10 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
 }
 
 #define DEFINE_TILE(R, Q, W)                                                                                 \
-    static void NAME(tile_##R##_##Q##_##W##_)(const product_t *p, fastrnn_size row, fastrnn_size panel,      \
-                                              fastrnn_size place, fastrnn_size vector, int block)            \
+    static void tile_##R##_##Q##_##W(const product_t *p, const pass_t *pass, fastrnn_size row,               \
+                                     fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block) \
     {                                                                                                        \
-        NAME(tile_)(R, Q, W, p, row, panel, place, vector, block);                                           \
+        tile(R, Q, W, p, pass, row, panel, place, vector, block);                                            \
     }
 
 /* Every tile that is used, (R, Q, width of panels), R*Q <= TILE_VECTORS. Then, for each width: the most
@@ -225,9 +219,9 @@ INLINE void NAME(tile_)(const int R, const int Q, const int width, const product
     X(2, 6, 3) X(2, 9, 3) X(2, 12, 3) X(3, 1, 3) X(3, 2, 3) X(3, 3, 3) X(3, 6, 3) X(4, 1, 3) X(4, 2, 3)      \
     X(4, 3, 3) X(4, 6, 3) X(5, 1, 3) X(5, 2, 3) X(5, 3, 3) X(6, 1, 3) X(6, 2, 3) X(6, 3, 3) X(7, 1, 3)       \
     X(7, 2, 3) X(7, 3, 3) X(8, 1, 3) X(8, 2, 3) X(8, 3, 3)
-static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 12, 6, 6, 3, 3, 3, 3},
+static const unsigned char most_vectors_of[][MOST_ROWS + 1] = {{0, 12, 12, 6, 6, 3, 3, 3, 3},
                                                            {0, 12, 12, 8, 4, 4, 4, 3, 3}};
-static const unsigned char NAME(tallest_)[] = {8, 6};
+static const unsigned char tallest_tile[] = {8, 6};
 #define COLUMN_ROWS (LANES < 8 ? LANES : 8) /* of a tile whose rows are columns of panels: none crosses two */
 #else
 #define FIRST_WIDTH 2
@@ -240,14 +234,14 @@ static const unsigned char NAME(tallest_)[] = {8, 6};
     X(6, 2, 2)                                                                                               \
     X(1, 1, 3) X(1, 2, 3) X(1, 3, 3) X(1, 6, 3) X(1, 9, 3) X(1, 12, 3) X(2, 1, 3) X(2, 2, 3) X(2, 3, 3)      \
     X(2, 6, 3) X(3, 1, 3) X(3, 2, 3) X(3, 3, 3) X(4, 1, 3) X(4, 2, 3) X(4, 3, 3)
-static const unsigned char NAME(most_)[][MOST_ROWS + 1] = {{0, 12, 6, 4, 2, 2, 2}, {0, 12, 6, 3, 3}};
-static const unsigned char NAME(tallest_)[] = {6, 4};
+static const unsigned char most_vectors_of[][MOST_ROWS + 1] = {{0, 12, 6, 4, 2, 2, 2}, {0, 12, 6, 3, 3}};
+static const unsigned char tallest_tile[] = {6, 4};
 #define COLUMN_ROWS (LANES < 4 ? LANES : 4)
 #endif
 
 TILES(DEFINE_TILE)
-#define TILE_ENTRY(R, Q, W) [W - FIRST_WIDTH][R - 1][Q - 1] = NAME(tile_##R##_##Q##_##W##_),
-static const tile_t NAME(tiles_)[][MOST_ROWS][MOST_VECTORS] = {TILES(TILE_ENTRY)};
+#define TILE_ENTRY(R, Q, W) [W - FIRST_WIDTH][R - 1][Q - 1] = tile_##R##_##Q##_##W,
+static const tile_t tile_table[][MOST_ROWS][MOST_VECTORS] = {TILES(TILE_ENTRY)};
 
 /* How n rows are divided among tiles: evenly, unless they are columns of panels. What is one needs no
  * division: a step of a small layer is over in a few hundred cycles. */
@@ -257,19 +251,19 @@ typedef struct {
 } tiling_t;
 
 /* Vectors of a tile of n rows, at most. */
-INLINE fastrnn_size NAME(most_vectors_)(const product_t *p, fastrnn_size n)
+INLINE fastrnn_size widest_tile(const product_t *p, fastrnn_size n)
 {
-    return p->a_panel ? p->w.width : NAME(most_)[p->w.width - FIRST_WIDTH][n];
+    return p->a_panel ? p->w.width : most_vectors_of[p->w.width - FIRST_WIDTH][n];
 }
 
-INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
+INLINE tiling_t divide_rows(const product_t *p, fastrnn_size n)
 {
     const int which = p->w.width - FIRST_WIDTH;
-    const unsigned char *most = NAME(most_)[which];
-    const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : NAME(tallest_)[which];
+    const unsigned char *most = most_vectors_of[which];
+    const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : tallest_tile[which];
     const fastrnn_size tiles = n <= MOST_ROWS && most[n] ? 1 : (n + tallest - 1) / tallest;
     const fastrnn_size low = tiles == 1 ? n : n / tiles;
-    return (tiling_t){tiles, low, NAME(most_vectors_)(p, low)};
+    return (tiling_t){tiles, low, widest_tile(p, low)};
 }
 
 /* Where neither leaves the first-level cache, all sums of a step are one group, whatever a tile takes: the cell's
@@ -291,20 +285,20 @@ INLINE tiling_t NAME(tiling_)(const product_t *p, fastrnn_size n)
 #define FAR_WEIGHTS (512 * 1024)
 
 /* All tiles of rows [row, row_end) by vectors of units [first, last). */
-INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
-                         fastrnn_size last)
+INLINE void cover(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
+                  fastrnn_size last)
 {
     const fastrnn_size count = (last - first) * p->blocks, width = p->w.width;
     const fastrnn_size before = first * p->blocks; /* vectors */
     const fastrnn_size first_panel = p->blocks == width ? first : first ? before / width : 0;
-    const tiling_t tiling = NAME(tiling_)(p, row_end - row);
+    const tiling_t tiling = divide_rows(p, row_end - row);
     fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
     for (fastrnn_size next; row < row_end; row = next, higher--) {
         next = row + tiling.low + (higher > 0);
         if (p->a_panel) /* no tile crosses a panel of `a` */
             next = least(((row + p->a_first) / COLUMN_ROWS + 1) * COLUMN_ROWS - p->a_first, row_end);
-        const tile_t *tiles_of_rows = NAME(tiles_)[width - FIRST_WIDTH][next - row - 1];
-        const fastrnn_size most = NAME(most_vectors_)(p, next - row);
+        const tile_t *tiles_of_rows = tile_table[width - FIRST_WIDTH][next - row - 1];
+        const fastrnn_size most = widest_tile(p, next - row);
         fastrnn_size panel = first_panel, place = before - panel * width;
         for (fastrnn_size j = 0, n; j < count; j += n) {
             n = count - j;
@@ -314,7 +308,7 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
             }
             if (place || n < width) /* the panel's rest, at most */
                 n = least(n, width - place);
-            tiles_of_rows[n - 1](p, row, panel, place, first + (j ? j / p->blocks : 0),
+            tiles_of_rows[n - 1](p, pass, row, panel, place, first + (j ? j / p->blocks : 0),
                                  (int)(j ? j % p->blocks : 0));
             for (place += n; place >= width; place -= width)
                 panel++;
@@ -323,11 +317,11 @@ INLINE void NAME(cover_)(const product_t *p, fastrnn_size row, fastrnn_size row_
 }
 
 /* The same, of so many rows that no tile has more than one panel: panel by panel, so that the next can be fetched. */
-INLINE void NAME(cover_panels_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
-                                fastrnn_size last)
+INLINE void cover_panels(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size row_end,
+                         fastrnn_size first, fastrnn_size last)
 {
     const fastrnn_size from = first * p->blocks, to = last * p->blocks, width = p->w.width; /* vectors */
-    const tiling_t tiling = NAME(tiling_)(p, row_end - row);
+    const tiling_t tiling = divide_rows(p, row_end - row);
     const fastrnn_size first_panel = from / width, panels = (to - 1) / width + 1 - first_panel;
     for (fastrnn_size turn = 0; turn < panels; turn++) {
         const fastrnn_size panel = first_panel + (p->downward ? panels - 1 - turn : turn);
@@ -335,23 +329,23 @@ INLINE void NAME(cover_panels_)(const product_t *p, fastrnn_size row, fastrnn_si
         fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
         for (fastrnn_size at = row, high; at < row_end; at += high, higher--) {
             high = tiling.low + (higher > 0);
-            NAME(tiles_)[width - FIRST_WIDTH][high - 1][end - vector - 1](
-                p, at, panel, vector - panel * width, vector / p->blocks, (int)(vector % p->blocks));
+            tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](
+                p, pass, at, panel, vector - panel * width, vector / p->blocks, (int)(vector % p->blocks));
         }
     }
 }
 
-static void NAME(run_unpacked_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
+static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
                                 fastrnn_size vector_end, epilogue_t epilogue, const void *context);
 
 /* Rows [row, row_end) by vectors of units [vector, vector_end). */
-static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
+static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
                         fastrnn_size vector_end, epilogue_t epilogue, const void *context)
 {
     if (row >= row_end || vector >= vector_end)
         return;
     if (!p->w.at) {
-        NAME(run_unpacked_)(p, row, row_end, vector, vector_end, epilogue, context);
+        run_unpacked(p, row, row_end, vector, vector_end, epilogue, context);
         return;
     }
     const fastrnn_size rows = row_end - row, vectors = vector_end - vector;
@@ -361,12 +355,10 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
     fastrnn_size passes = one_pass ? 1 : least((bytes - 1) / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
     if (!p->a_panel)
         passes = greatest(passes, (rows - 1) / PASS_ROWS + 1);
-    real *const to = p->to;
-    const fastrnn_size ld_to = p->ld_to;
-    for (fastrnn_size pass = 0; pass < passes; pass++) {
-        const fastrnn_size top = passes == 1 ? row : row + rows * pass / passes;
-        const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (pass + 1) / passes;
-        const fastrnn_size n = bottom - top, most = NAME(tiling_)(p, n).most;
+    for (fastrnn_size number = 0; number < passes; number++) {
+        const fastrnn_size top = passes == 1 ? row : row + rows * number / passes;
+        const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (number + 1) / passes;
+        const fastrnn_size n = bottom - top, most = divide_rows(p, n).most;
         /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
          * It is made of grains, the vectors of units that a panel has, or one if it has less. */
         fastrnn_size grain = 1, grains = vectors, groups = 1;
@@ -379,11 +371,11 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
             const fastrnn_size most_grains = most / (grain * p->blocks);
             groups = most_grains <= 1 ? grains : (grains - 1) / most_grains + 1;
         }
-        p->ahead = 0;
+        pass_t pass = {.to = p->to, .ld_to = p->ld_to, .first_row = top, .rows = n};
         if (most == p->w.width && !p->a_panel && vectors * p->blocks * depth * VECTOR_BYTES > FAR_WEIGHTS)
-            p->ahead = p->downward ? -1 : 1, p->first_row = top, p->rows = n;
+            pass.ahead = p->downward ? -1 : 1;
         if (p->compact)
-            p->ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
+            pass.ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
             const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;
@@ -393,23 +385,17 @@ static void run_product(product_t *p, fastrnn_size row, fastrnn_size row_end, fa
                 break;
             /* This member's part of `to` begins where its sums would, and is as if the first units were these. */
             if (p->compact)
-                p->to = to + row * (ld_to - p->ld_to) + (rows * vector - first) * p->stride;
-            if (p->before) {
-                p->before->to = p->to;
-                p->before->ld_to = p->ld_to;
-                if (!p->continues)
-                    NAME(cover_)(p->before, top, bottom, first, last);
-            }
-            if (p->ahead)
-                NAME(cover_panels_)(p, top, bottom, first, last);
+                pass.to = p->to + row * (p->ld_to - pass.ld_to) + (rows * vector - first) * p->stride;
+            if (p->before && !p->continues)
+                cover(p->before, &pass, top, bottom, first, last);
+            if (pass.ahead)
+                cover_panels(p, &pass, top, bottom, first, last);
             else
-                NAME(cover_)(p, top, bottom, first, last);
+                cover(p, &pass, top, bottom, first, last);
             if (epilogue)
-                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), p->to, p->ld_to);
+                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), pass.to, pass.ld_to);
         }
     }
-    p->to = to;
-    p->ld_to = ld_to;
 }
 
 /* Panels of weights as PyTorch has them, w (blocks*units, K), for a product with their transpose. */

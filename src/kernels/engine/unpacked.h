@@ -41,11 +41,11 @@
     }
 
 /* block[i][j] becomes block[j][i]. */
-INLINE void NAME(transpose_)(V block[LANE_COUNT]) { LANE_STEPS(EXCHANGE) }
+INLINE void transpose(V block[LANE_COUNT]) { LANE_STEPS(EXCHANGE) }
 
 /* The sums of R rows by Q vectors, from number `vector` on (as in product.h: the blocks of the first units, then those of
  * the next), of whose units `m` exist. One row has one chain for each vector: four of them hide the latency of the FMA. */
-INLINE void NAME(strip_)(const int R, const int Q, const product_t *p, fastrnn_size row, fastrnn_size vector,
+INLINE void strip(const int R, const int Q, const product_t *p, fastrnn_size row, fastrnn_size vector,
                          fastrnn_size m)
 {
     const fastrnn_size K = p->K, ld = p->ld_matrix, whole = m == LANES ? K / LANES * LANES : 0;
@@ -64,7 +64,7 @@ INLINE void NAME(strip_)(const int R, const int Q, const product_t *p, fastrnn_s
     for (; k < whole; k += LANES)
         UNROLL for (int q = 0; q < Q; q++) {
             UNROLL for (int i = 0; i < LANE_COUNT; i++) block[i] = v_load(w[q] + i * ld + k, LANES);
-            NAME(transpose_)(block);
+            transpose(block);
             UNROLL for (int i = 0; i < LANE_COUNT; i++)
                 UNROLL for (int r = 0; r < R; r++)
                     sum[r * Q + q] = v_fma(v_set(a[r * p->a_row + k + i]), block[i], sum[r * Q + q]);
@@ -74,7 +74,7 @@ INLINE void NAME(strip_)(const int R, const int Q, const product_t *p, fastrnn_s
             const fastrnn_size depth = least(K - k, LANES);
             for (int i = 0; i < LANE_COUNT; i++)
                 block[i] = i < m ? v_load(w[q] + i * ld + k, depth) : v_set(0);
-            NAME(transpose_)(block);
+            transpose(block);
             for (int i = 0; i < depth; i++)
                 UNROLL for (int r = 0; r < R; r++)
                     sum[r * Q + q] = v_fma(v_set(a[r * p->a_row + k + i]), block[i], sum[r * Q + q]);
@@ -84,10 +84,10 @@ INLINE void NAME(strip_)(const int R, const int Q, const product_t *p, fastrnn_s
 }
 
 #define DEFINE_STRIP(R, Q)                                                                                   \
-    static void NAME(strip_##R##_##Q##_)(const product_t *p, fastrnn_size row, fastrnn_size vector,          \
+    static void strip_##R##_##Q(const product_t *p, fastrnn_size row, fastrnn_size vector,          \
                                          fastrnn_size m)                                                     \
     {                                                                                                        \
-        NAME(strip_)(R, Q, p, row, vector, m);                                                               \
+        strip(R, Q, p, row, vector, m);                                                               \
     }
 DEFINE_STRIP(1, 1)
 DEFINE_STRIP(1, 2)
@@ -95,7 +95,7 @@ DEFINE_STRIP(1, 4)
 DEFINE_STRIP(4, 1)
 
 /* As run_product, of a product whose weights are p->matrix. */
-static void NAME(run_unpacked_)(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
+static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
                                 fastrnn_size last, epilogue_t epilogue, const void *context)
 {
     const fastrnn_size n = row_end - row, end = last * p->blocks;
@@ -108,14 +108,14 @@ static void NAME(run_unpacked_)(const product_t *p, fastrnn_size row, fastrnn_si
         count = v + 4 <= full ? 4 : v + 2 <= full ? 2 : 1;
         for (; r + 4 <= row_end; r += 4)
             for (fastrnn_size q = 0; q < count; q++)
-                NAME(strip_4_1_)(p, r, v + q, m);
+                strip_4_1(p, r, v + q, m);
         for (; r < row_end; r++)
             if (count == 4)
-                NAME(strip_1_4_)(p, r, v, m);
+                strip_1_4(p, r, v, m);
             else if (count == 2)
-                NAME(strip_1_2_)(p, r, v, m);
+                strip_1_2(p, r, v, m);
             else
-                NAME(strip_1_1_)(p, r, v, m);
+                strip_1_1(p, r, v, m);
     }
     if (epilogue)
         epilogue(context, row, n, first * LANES, least(last * LANES, p->units), p->to, p->ld_to);

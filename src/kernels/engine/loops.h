@@ -1,7 +1,17 @@
 /* The loops over rows and hidden units, and the table of one precision. They know the number of
  * accumulators of a cell and nothing else of it. */
 
-#define sums_t NAME(fastrnn_sums_)
+typedef struct {
+    real *at;
+    fastrnn_size row, block, unit;
+} sums_t; /* fastrnn_sums of the real type at hand */
+
+INLINE sums_t sums_of(const fastrnn_cell_forward *step)
+{
+    const fastrnn_sums sums = step->sums;
+    return (sums_t){sums.at, sums.row, sums.block, sums.unit};
+}
+
 
 /* Units [unit, end) in full vectors, then what is left of them: `m` lanes at `k`. */
 #define FOR_UNITS(...)                                                                                       \
@@ -51,18 +61,20 @@
         UNROLL for (int block = 0; block < A; block++) a[block] = v_load(sums_k + block * sums.block, m);    \
         if (HAS_C)                                                                                           \
             c_k_new = v_load(c_k, m);                                                                        \
-        NAME(CELL##_gates_)(a, &c_k_new);                                                                    \
+        CELL##_gates(a, &c_k_new);                                                                    \
         UNROLL for (int block = 0; block < A; block++) v_store(sums_k + block * sums.block, m, a[block]);    \
         if (HAS_C)                                                                                           \
             v_store(c_k, m, c_k_new);)
 
 #define DEFINE_FORWARD(CELL, A, HAS_C, STAGES)                                                               \
-    static void NAME(CELL##_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit,                \
-                                           fastrnn_size end, const sums_t *where, real *gates,               \
-                                           const real *h_prev, fastrnn_size ld_prev, real *h,                \
-                                           fastrnn_size ldh, real *c, real *c_kept)                          \
+    static void CELL##_forward_rows(const fastrnn_cell_forward *step)                                        \
     {                                                                                                        \
-        const sums_t sums = *where;                                                                          \
+        const fastrnn_size n = step->n, H = step->H, unit = step->unit, end = step->end;                     \
+        const fastrnn_size ld_prev = step->ld_prev, ldh = step->ldh;                                         \
+        real *const gates = step->gates, *const h = step->h, *const c = step->c;                             \
+        real *const c_kept = step->c_kept;                                                                   \
+        const real *const h_prev = step->h_prev;                                                             \
+        const sums_t sums = sums_of(step);                                                                   \
         FIRST_STAGE_##STAGES(CELL, A, HAS_C)                                                                 \
         FOR_ROWS(                                                                                            \
             const real *sums_k = sums.at + row * sums.row + k * sums.unit;                                   \
@@ -72,7 +84,7 @@
                 c_k = v_load(c + row * H + k, m);                                                            \
             else                                                                                             \
                 h_k = v_load(h_prev + row * ld_prev + k, m);                                                 \
-            NAME(CELL##_output_)(a, c_k, &h_k);                                                              \
+            CELL##_output(a, c_k, &h_k);                                                              \
             if (gates)                                                                                       \
                 UNROLL for (int block = 0; block < A; block++)                                               \
                     v_store(gates + (row * A + block) * H + k, m, a[block]);                                 \
@@ -82,11 +94,13 @@
     }
 
 #define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \
-    static void NAME(CELL##_backward_rows_)(                                                                 \
-        fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end, const real *gates,              \
-        const real *h_prev, fastrnn_size ld_prev, const real *c, const real *c_prev, const real *dy,         \
-        fastrnn_size lddy, real *dgates, real *dh, real *dc, real *h)                                        \
+    static void CELL##_backward_rows(const fastrnn_cell_backward *step)                                      \
     {                                                                                                        \
+        const fastrnn_size n = step->n, H = step->H, unit = step->unit, end = step->end;                     \
+        const fastrnn_size ld_prev = step->ld_prev, lddy = step->lddy;                                       \
+        const real *const gates = step->gates, *const h_prev = step->h_prev, *const c = step->c;             \
+        const real *const c_prev = step->c_prev, *const dy = step->dy;                                       \
+        real *const dgates = step->dgates, *const dh = step->dh, *const dc = step->dc, *const h = step->h;   \
         FOR_ROWS(                                                                                            \
             const fastrnn_size at = row * H + k, at_gates = row * A * H + k;                                 \
             V a[A]; V da[A]; V h_old = v_set(0); V h_new = v_set(0);                                         \
@@ -99,7 +113,7 @@
                 h_old = v_load(h_prev + row * ld_prev + k, m);                                               \
             if (dy)                                                                                          \
                 dh_new += v_load(dy + row * lddy + k, m);                                                    \
-            NAME(CELL##_backward_)(a, h_old, c_new, c_old, &dh_new, &dc_new, &h_new, da);                    \
+            CELL##_backward(a, h_old, c_new, c_old, &dh_new, &dc_new, &h_new, da);                    \
             UNROLL for (int block = 0; block < A; block++) v_store(dgates + at_gates + block * H, m, da[block]);\
             v_store(dh + at, m, dh_new);                                                                     \
             if (HAS_C)                                                                                       \
@@ -112,37 +126,41 @@
     DEFINE_FORWARD(CELL, A, HAS_C, STAGES) DEFINE_BACKWARD(CELL, A, HAS_C)
 FASTRNN_CELL_LIST(DEFINE_CELL)
 
-static void NAME(reset_forward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
-                                      const sums_t *where, const real *h_prev, fastrnn_size ld_prev, real *rh)
+static void reset_forward_rows(const fastrnn_cell_forward *step)
 {
-    const sums_t sums = *where;
+    const fastrnn_size n = step->n, H = step->H, unit = step->unit, end = step->end, ld_prev = step->ld_prev;
+    const real *const h_prev = step->h_prev;
+    real *const rh = step->rh;
+    const sums_t sums = sums_of(step);
     FOR_ROWS(
         real *r = sums.at + row * sums.row + k * sums.unit, *z = r + sums.block;
         V a[2] = {v_load(r, m), v_load(z, m)}; V rh_k;
-        NAME(reset_stage_forward_)(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
+        reset_stage_forward(a, v_load(h_prev + row * ld_prev + k, m), &rh_k);
         v_store(r, m, a[0]);
         v_store(z, m, a[1]);
         v_store(rh + row * H + k, m, rh_k);)
 }
 
-static void NAME(reset_backward_rows_)(fastrnn_size n, fastrnn_size H, fastrnn_size unit, fastrnn_size end,
-                                       const real *gates, const real *h_prev, fastrnn_size ld_prev, real *drh,
-                                       real *dgates, real *dh)
+static void reset_backward_rows(const fastrnn_cell_backward *step)
 {
+    const fastrnn_size n = step->n, H = step->H, unit = step->unit, end = step->end, ld_prev = step->ld_prev;
+    const real *const gates = step->gates, *const h_prev = step->h_prev;
+    real *const drh = step->drh, *const dgates = step->dgates, *const dh = step->dh;
     FOR_ROWS(
         const fastrnn_size at = row * H + k, at_gates = row * 3 * H + k;
         V a[1] = {v_load(gates + at_gates, m)}; V da[1];
         V drh_k = v_load(drh + at, m); V dh_k = v_load(dh + at, m);
-        NAME(reset_stage_backward_)(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
+        reset_stage_backward(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
         v_store(dgates + at_gates, m, da[0]);
         v_store(drh + at, m, drh_k);
         v_store(dh + at, m, dh_k);)
 }
 
 /* Columns are divided, never the sum: each out[k] is one chain in row order. */
-static void NAME(add_rows_)(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, fastrnn_size end, const real *a,
-                            real *out)
+static void add_rows(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, fastrnn_size end, const void *rows, void *sums)
 {
+    const real *a = rows;
+    real *out = sums;
     for (; unit + 4 * LANES <= end; unit += 4 * LANES) { /* four chains hide the addition's latency */
         V sum[4] = {{0}};
         for (const real *at = a + unit, *last = at + n * ld; at < last; at += ld)
@@ -158,17 +176,19 @@ static void NAME(add_rows_)(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, 
 }
 
 #define DEFINE_ACTIVATION(F)                                                                                 \
-    static void NAME(F##_all_)(fastrnn_size end, const real *x, real *y)                                     \
+    static void F##_all(fastrnn_size end, const void *from, void *to)                                        \
     {                                                                                                        \
         const fastrnn_size unit = 0;                                                                         \
-        FOR_UNITS(v_store(y + k, m, NAME(v_##F##_)(v_load(x + k, m))););                                     \
+        const real *x = from;                                                                                \
+        real *y = to;                                                                                        \
+        FOR_UNITS(v_store(y + k, m, v_##F(v_load(x + k, m))););                                     \
     }
 DEFINE_ACTIVATION(tanh)
 DEFINE_ACTIVATION(sigmoid)
 
 #define RESET_ROWS_0(F) 0
-#define RESET_ROWS_1(F) NAME(F)
+#define RESET_ROWS_1(F) F
 #define CELL_ENTRY(CELL, GATES_, A, INPUT, HIDDEN, HAS_C, HAS_RESET, STAGES)                                 \
-    {NAME(CELL##_forward_rows_), NAME(CELL##_backward_rows_), RESET_ROWS_##HAS_RESET(reset_forward_rows_),   \
-     RESET_ROWS_##HAS_RESET(reset_backward_rows_)},
-static const NAME(fastrnn_cell_) NAME(cells_)[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_ENTRY)};
+    {CELL##_forward_rows, CELL##_backward_rows, RESET_ROWS_##HAS_RESET(reset_forward_rows),   \
+     RESET_ROWS_##HAS_RESET(reset_backward_rows)},
+static const fastrnn_cell cells[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_ENTRY)};

@@ -3,6 +3,8 @@
 #ifndef FASTRNN_MEMORY_H
 #define FASTRNN_MEMORY_H
 
+#include "fastrnn.h"
+
 #include <stddef.h>
 
 typedef struct {
@@ -11,16 +13,16 @@ typedef struct {
 } fastrnn_block;
 
 /* A block of at least `size` bytes, uninitialised; its start is NULL if there is no memory. */
-fastrnn_block fastrnn_take_block(size_t size);
+FASTRNN_API fastrnn_block fastrnn_take_block(size_t size);
 
 /* Free a block, or keep it for later. */
-void fastrnn_give_block(fastrnn_block block);
+FASTRNN_API void fastrnn_give_block(fastrnn_block block);
 
 /* Bytes kept for later, FASTRNN_MOST_SPARE_BYTES at most. */
-size_t fastrnn_spare_bytes(void);
+FASTRNN_API size_t fastrnn_spare_bytes(void);
 
 /* Free all that is kept for later, and say how many bytes that were. */
-size_t fastrnn_release_memory(void);
+FASTRNN_API size_t fastrnn_release_memory(void);
 
 enum {
     FASTRNN_MOST_SPARE_BYTES = 1 << 26,

@@ -4,7 +4,7 @@
 
 p minimises the largest relative error of the whole right-hand side (Remez exchange, computed with
 60 digits by mpmath); its coefficients are then rounded once to the working precision.
-Run ``python src/kernels/coefficients.py > src/kernels/coefficients.h``.
+Run ``python src/kernels/cells/coefficients.py > src/kernels/cells/coefficients.h``.
 """
 
 from __future__ import annotations

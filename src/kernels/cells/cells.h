@@ -13,10 +13,10 @@
  * leaves alone (c of the cells that have none; h where no projection wants it again).
  */
 #define UNUSED __attribute__((unused))
-#define GATES(CELL) INLINE void NAME(CELL##_gates_)(V a[], UNUSED V *c)
-#define OUTPUT(CELL) INLINE void NAME(CELL##_output_)(V a[], UNUSED V c, V *h)
+#define GATES(CELL) INLINE void CELL##_gates(V a[], UNUSED V *c)
+#define OUTPUT(CELL) INLINE void CELL##_output(V a[], UNUSED V c, V *h)
 #define BACKWARD(CELL)                                                                                       \
-    INLINE void NAME(CELL##_backward_)(const V a[], UNUSED V h_prev, UNUSED V c, UNUSED V c_prev, V *dh,     \
+    INLINE void CELL##_backward(const V a[], UNUSED V h_prev, UNUSED V c, UNUSED V c_prev, V *dh,     \
                                        UNUSED V *dc, UNUSED V *h, V da[])
 
 /* Elman's cell: h = f(a), a = W_ih x + b_ih + W_hh h_prev + b_hh  (Elman, 1990) */
@@ -110,7 +110,7 @@ BACKWARD(gru)
  *   h = (1 - z) n + z h_prev
  * The reset stage runs first, on r, z and h_prev; its product completes a_n. */
 
-INLINE void NAME(reset_stage_forward_)(V a[], V h_prev, V *rh)
+INLINE void reset_stage_forward(V a[], V h_prev, V *rh)
 {
     a[0] = v_sigmoid(a[0]);
     a[1] = v_sigmoid(a[1]);
@@ -133,7 +133,7 @@ BACKWARD(gru_reset_before)
     *dh = *dh * z;
 }
 
-INLINE void NAME(reset_stage_backward_)(const V a[], V h_prev, V *drh, V *dh, V da[])
+INLINE void reset_stage_backward(const V a[], V h_prev, V *drh, V *dh, V da[])
 {
     V r = a[0];
     da[0] = *drh * h_prev * d_sigmoid(r);
