@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import Array
+from ..arguments import Array
 
 MOST_THREADS: int
 
@@ -29,6 +29,8 @@ class Ledger:
     def freeze(self, parameters: dict[str, Array]) -> None: ...
     def thaw(self) -> None: ...
     def check(self) -> int: ...
+
+class Lease: ...
 
 class Weights:
     ledger: Ledger
