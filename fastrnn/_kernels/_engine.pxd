@@ -26,14 +26,12 @@ cdef extern from "fastrnn.h" nogil:
         FASTRNN_F64
         FASTRNN_FORWARD
         FASTRNN_BACKWARD
-        FASTRNN_KEEP_NOTHING
         FASTRNN_KEEP_ALL
         FASTRNN_BIAS_IH
         FASTRNN_BIAS_HH
         FASTRNN_PROJECTED
         FASTRNN_REVERSE
     ctypedef enum fastrnn_status:
-        FASTRNN_OK
         FASTRNN_STOPPED
     ctypedef struct fastrnn_spec:
         size_t size
@@ -96,14 +94,12 @@ cdef extern from "fastrnn.h" nogil:
         int (*poll)(void *) except -1 nogil
         void *poll_context
     void fastrnn_call_sizes(const fastrnn_stack *, const fastrnn_call *, int, size_t *, size_t *)
-    fastrnn_status fastrnn_check(const fastrnn_stack *, const fastrnn_call *, int, char *)
     fastrnn_status fastrnn_forward(const fastrnn_stack *, const fastrnn_call *)
     fastrnn_status fastrnn_backward(const fastrnn_stack *, const fastrnn_call *)
 
 cdef extern from "threads.h" nogil:
     enum:
         FASTRNN_MOST_THREADS
-        FASTRNN_FORKED
     ctypedef struct Poll "fastrnn_poll":
         int (*ask)(void *) except -1 nogil
         void *context
@@ -225,7 +221,6 @@ cdef extern from "dispatch.h" nogil:
         int (*backward[2])(const BackwardRun *) except -1 nogil
     const fastrnn_isa *fastrnn_current_isa()
     int fastrnn_is_fused()
-    const fastrnn_backend *fastrnn_current_backend()
     void fastrnn_use(const fastrnn_isa *, const fastrnn_backend *)
     int fastrnn_most_threads()
     int fastrnn_use_threads(int)
