@@ -1,4 +1,4 @@
-"""Builds the engine, a shared library without Python in fastrnn/_lib, and the Cython module that calls it.
+"""Builds the engine, a shared library without Python in fastrnn/_lib, and the Cython modules that call it.
 
 Only engine/variant.c gets machine flags, once per instruction set and precision, so the package runs on any
 processor of the architecture.
@@ -69,7 +69,9 @@ class BuildExt(build_ext):
         if not self.force and os.path.exists(library) and os.path.getmtime(library) > newest:
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [part for parts in pool.map(lambda job: self.compile_part(*job), jobs) for part in parts]
+            objects = [
+                part for parts in pool.map(lambda job: self.compile_part(*job), jobs) for part in parts
+            ]
         os.makedirs(os.path.dirname(library), exist_ok=True)
         self.compiler.link_shared_object(
             objects,
@@ -88,14 +90,21 @@ class BuildExt(build_ext):
         )
 
 
-extension = Extension(
-    "fastrnn._kernels",
-    sources=["fastrnn/_kernels.pyx"],
-    depends=HEADERS,
-    include_dirs=[*INCLUDES, numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-    libraries=["fastrnn"],
-    extra_compile_args=[*FLAGS, "-Wno-unused-parameter", "-Wno-unused-function"],
-    extra_link_args=[*LINK, "-Wl,-rpath,$ORIGIN/_lib"],
+def extension(source):
+    name = os.path.splitext(source)[0].replace("/", ".")
+    return Extension(
+        name,
+        sources=[source],
+        depends=[*HEADERS, *glob.glob("fastrnn/_kernels/*.pxd")],
+        include_dirs=[*INCLUDES, numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        libraries=["fastrnn"],
+        extra_compile_args=[*FLAGS, "-Wno-unused-parameter", "-Wno-unused-function"],
+        extra_link_args=[*LINK, "-Wl,-rpath,$ORIGIN/../_lib"],
+    )
+
+
+setup(
+    ext_modules=[extension(source) for source in sorted(glob.glob("fastrnn/_kernels/*.pyx"))],
+    cmdclass={"build_ext": BuildExt},
 )
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})

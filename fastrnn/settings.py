@@ -7,6 +7,8 @@ Environment, read once at import:
                          kernels; `baseline`, the same with portable ones. Default: the widest there is,
                          `blas` where there is none
     FASTRNN_NUM_THREADS  as set_num_threads; default: as many as the process has cores
+    FASTRNN_CHECK_FROZEN 1: layers that are frozen look at each use whether their parameters have changed, and
+                         raise if so. Default: 0, they trust the promise
 """
 
 from __future__ import annotations
@@ -146,6 +148,13 @@ def _choose_engine(name: str | None) -> str:
     return str(name)
 
 
+def _choose_check(value: str | None) -> bool:
+    """Whether FASTRNN_CHECK_FROZEN asks for it."""
+    if value not in (None, "", "0", "1"):
+        raise ValueError(f"FASTRNN_CHECK_FROZEN is {value!r}, expected 0 or 1")
+    return value == "1"
+
+
 def _cores() -> int:
     """The cores that this process may run on."""
     there = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -154,6 +163,7 @@ def _cores() -> int:
 
 _kernels.use_engine(_choose_engine(os.environ.get("FASTRNN_ISA")))
 _kernels.use_threads(min(_cores(), _kernels.MOST_THREADS))
+_kernels.check_frozen(_choose_check(os.environ.get("FASTRNN_CHECK_FROZEN")))
 
 if os.environ.get("FASTRNN_NUM_THREADS"):
     try:
