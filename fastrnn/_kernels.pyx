@@ -57,6 +57,7 @@ cdef extern from "fastrnn.h" nogil:
         FASTRNN_BIAS_HH
         FASTRNN_PROJECTED
         FASTRNN_REVERSE
+        FASTRNN_MOST_THREADS
     ctypedef enum fastrnn_status:
         FASTRNN_OK
         FASTRNN_STOPPED
@@ -124,10 +125,15 @@ cdef extern from "fastrnn.h" nogil:
     fastrnn_status fastrnn_check(const fastrnn_stack *, const fastrnn_call *, int, char *)
     fastrnn_status fastrnn_forward(const fastrnn_stack *, const fastrnn_call *)
     fastrnn_status fastrnn_backward(const fastrnn_stack *, const fastrnn_call *)
+    const char *fastrnn_engine()
+    int fastrnn_engines(const char **, int)
+    fastrnn_status fastrnn_use_engine(const char *)
+    int fastrnn_get_threads()
+    fastrnn_status fastrnn_set_threads(int)
+    fastrnn_status fastrnn_check_settings(char *)
 
 cdef extern from "threads.h" nogil:
     enum:
-        FASTRNN_MOST_THREADS
         FASTRNN_FORKED
     ctypedef struct Poll "fastrnn_poll":
         int (*ask)(void *) except -1 nogil
@@ -146,7 +152,7 @@ cdef enum:
 
 cdef extern from "kernels.h" nogil:
     enum: FASTRNN_CELLS
-    enum: FASTRNN_MOST_ISAS
+    enum: MOST_ENGINES "FASTRNN_MOST_ISAS + 1"  # and `blas`
     ctypedef struct fastrnn_cell_shape:
         const char *name
         int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset, stages
@@ -241,7 +247,6 @@ cdef extern from "kernels.h" nogil:
         int lanes_f32
         const fastrnn_table *table[2]
     const fastrnn_cell_shape fastrnn_cell_shapes[]
-    int fastrnn_available_isas(const fastrnn_isa **)
     double fastrnn_seconds()
 
 
@@ -249,21 +254,23 @@ cdef extern from "dispatch.h" nogil:
     ctypedef struct fastrnn_backend:
         int (*forward[2])(Run *) except -1 nogil
         int (*backward[2])(Run *) except -1 nogil
+    void fastrnn_register_backend(const fastrnn_backend *)
     const fastrnn_isa *fastrnn_current_isa()
     int fastrnn_is_fused()
-    const fastrnn_backend *fastrnn_current_backend()
-    void fastrnn_use(const fastrnn_isa *, const fastrnn_backend *)
-    int fastrnn_most_threads()
-    int fastrnn_use_threads(int)
 
 
 # --- the engine in use --------------------------------------------------------------------------------
 
 MOST_THREADS = FASTRNN_MOST_THREADS  # of one call
 
-cdef const fastrnn_isa *available_isas[FASTRNN_MOST_ISAS]
-cdef int isa_count = fastrnn_available_isas(available_isas)
 cdef fastrnn_backend blas_backend
+
+
+def check_settings():
+    """Raise ValueError if the environment asks for what cannot be."""
+    cdef char error[256]
+    if fastrnn_check_settings(error) != FASTRNN_OK:
+        raise ValueError((<bytes>error).decode(errors="backslashreplace"))
 
 
 def engines():
@@ -272,25 +279,22 @@ def engines():
     Each instruction set is one; `blas` is SciPy's products with the elementwise kernels of the widest.
     `baseline`, which every processor has, has no fused kernels, so its products are SciPy's as well.
     """
-    names = [available_isas[k].name.decode() for k in range(isa_count)]
-    return [*names, "blas"] if isa_count == 1 else ["blas", *names]
+    cdef const char *names[MOST_ENGINES]
+    cdef int count = fastrnn_engines(names, MOST_ENGINES)
+    return [names[k].decode() for k in range(count)]
 
 
 def use_engine(str name):
     """Run everything from now on by the engine `name`, one of engines(). Returns the one used before."""
     before = engine()
-    names = [available_isas[k].name.decode() for k in range(isa_count)]
-    isa = available_isas[isa_count - 1 if name == "blas" else names.index(name)]
-    fused = name != "blas" and isa.table[0].run_forward != NULL
-    fastrnn_use(isa, NULL if fused else &blas_backend)
+    if fastrnn_use_engine(name.encode()) != FASTRNN_OK:
+        raise ValueError(f"no engine is called {name!r}; this machine has {', '.join(engines())}")
     return before
 
 
 def engine():
     """The name of the engine in use."""
-    isa = fastrnn_current_isa()
-    blas = not fastrnn_is_fused() and (isa_count == 1 or isa.table[0].run_forward != NULL)
-    return "blas" if blas else isa.name.decode()
+    return fastrnn_engine().decode()
 
 
 def is_fused():
@@ -298,14 +302,15 @@ def is_fused():
     return bool(fastrnn_is_fused())
 
 
-def use_threads(int n):
-    """Let the engine use up to `n` threads. Returns the number before."""
-    return fastrnn_use_threads(n)
+def set_threads(int n):
+    """Let the engine use up to `n` threads."""
+    if fastrnn_set_threads(n) != FASTRNN_OK:
+        raise ValueError(f"{n} threads, expected 1 to {MOST_THREADS}")
 
 
-def threads():
+def get_threads():
     """The most threads that the engine uses."""
-    return fastrnn_most_threads()
+    return fastrnn_get_threads()
 
 
 def cell_shapes():
@@ -682,6 +687,7 @@ cdef int backward_f64(Run *a) except -1 nogil:
 
 blas_backend.forward[0], blas_backend.forward[1] = forward_f32, forward_f64
 blas_backend.backward[0], blas_backend.backward[1] = backward_f32, backward_f64
+fastrnn_register_backend(&blas_backend)
 
 
 # --- memory -----------------------------------------------------------------------------------------
@@ -1342,7 +1348,7 @@ cdef int product_by_engine(real *tag, const Poll *poll, bint transpose_a, bint t
     cdef Memory panels = Memory()
     cdef const fastrnn_table *table
     cdef real *to
-    cdef int stopped, threads = fastrnn_most_threads()
+    cdef int stopped, threads = fastrnn_get_threads()
     table = table_of(tag)
     to = <real *>panels.reserve(table.packed_size(1, N, K) * sizeof(real))
     with nogil:

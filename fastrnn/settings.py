@@ -1,6 +1,6 @@
 """Settings of the process: the engine in use, the threads, and a description of both.
 
-Environment, read once at import:
+Environment, read once, by the engine when it is loaded (src/kernels/runtime/settings.c):
 
     FASTRNN_ISA          the engine: `x86_v4` (AVX-512), `x86_v3` (AVX2, FMA) or `neon`, the fused kernels of
                          src/kernels for that instruction set; `blas`, SciPy's products with our elementwise
@@ -83,14 +83,14 @@ def set_num_threads(n: int) -> None:
         `n` is no integer, or not from 1 to 1024.
     """
     n = as_size("set_num_threads", "n", n, maximum=_kernels.MOST_THREADS)
-    _kernels.use_threads(n)
+    _kernels.set_threads(n)
     if not _kernels.is_fused():
         _blas().set(n)
 
 
 def get_num_threads() -> int:
     """How many threads a call uses at most."""
-    return _kernels.threads() if _kernels.is_fused() else _blas().get()
+    return _kernels.get_threads() if _kernels.is_fused() else _blas().get()
 
 
 def release_memory() -> int:
@@ -136,30 +136,7 @@ def _description() -> str:
     return "\n".join(f"{name:16s} {value}" for name, value in rows.items())
 
 
-def _choose_engine(name: str | None) -> str:
-    """The engine that FASTRNN_ISA asks for; ValueError lists those the machine has."""
-    there = _kernels.engines()
-    if name in (None, ""):
-        return there[-1]
-    if name not in there:
-        raise ValueError(f"FASTRNN_ISA is {name!r}; this machine has {', '.join(there)}")
-    return str(name)
-
-
-def _cores() -> int:
-    """The cores that this process may run on."""
-    there = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return len(there)
-
-
-_kernels.use_engine(_choose_engine(os.environ.get("FASTRNN_ISA")))
-_kernels.use_threads(min(_cores(), _kernels.MOST_THREADS))
-
-if os.environ.get("FASTRNN_NUM_THREADS"):
-    try:
-        set_num_threads(int(os.environ["FASTRNN_NUM_THREADS"]))
-    except ValueError as error:
-        given = os.environ["FASTRNN_NUM_THREADS"]
-        raise ValueError(
-            f"FASTRNN_NUM_THREADS is {given!r}, expected an integer from 1 to {_kernels.MOST_THREADS}"
-        ) from error
+# The engine has read the environment. BLAS has a setting of its own, which stays as it is unless somebody asks.
+_kernels.check_settings()
+if os.environ.get("FASTRNN_NUM_THREADS") and not _kernels.is_fused():
+    _blas().set(_kernels.get_threads())

@@ -247,7 +247,7 @@ static void open_run(const batch_t *b, int k, const place_t *place, fastrnn_run 
 {
     const fastrnn_layer *layer = &b->stack->layers[k];
     const fastrnn_weights *w = b->call->weights ? &b->call->weights[k] : NULL;
-    const int threads = b->call->threads, most = fastrnn_most_threads();
+    const int threads = b->call->threads, most = fastrnn_get_threads();
     const rows_t x = place->x, y = place->y;
     *run = (fastrnn_run){
         .cell = layer->cell,
