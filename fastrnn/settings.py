@@ -26,6 +26,9 @@ from . import _kernels
 from .arguments import as_size
 from .version import __version__
 
+# Beside the extension, which finds it there when it is loaded.
+_LIBRARY_FOLDER = os.path.join(os.path.dirname(os.path.abspath(_kernels.__file__)), "_lib")
+
 
 class _BlasThreads:
     """The thread setting of the BLAS behind SciPy, and behind NumPy where that is another library.
@@ -115,6 +118,52 @@ def release_memory() -> int:
     return _kernels.release_memory()
 
 
+def get_include() -> str:
+    """Folder of `fastrnn.h`, the API of the engine for programs in C and C++.
+
+    Returns
+    -------
+    str
+        What the compiler's `-I` takes.
+
+    See Also
+    --------
+    get_library : what to link with.
+
+    Examples
+    --------
+    >>> import os, fastrnn
+    >>> os.path.exists(os.path.join(fastrnn.get_include(), "fastrnn.h"))
+    True
+    """
+    return os.path.join(_LIBRARY_FOLDER, "include")
+
+
+def get_library() -> str:
+    """Path of the engine, a shared library that needs no Python.
+
+    A process has one engine with one pool of threads: all programs and extensions that link with this file
+    share it.
+
+    Returns
+    -------
+    str
+        `cc -I$INCLUDE program.c $LIBRARY -Wl,-rpath,$(dirname $LIBRARY)` links a program with it, where
+        `INCLUDE` is what `get_include` returns.
+
+    See Also
+    --------
+    get_include : what to compile with.
+
+    Examples
+    --------
+    >>> import ctypes, fastrnn
+    >>> ctypes.CDLL(fastrnn.get_library()).fastrnn_abi()
+    1
+    """
+    return os.path.join(_LIBRARY_FOLDER, "libfastrnn.so")
+
+
 def show_config() -> None:
     """Print what is in use: version, engine, instruction sets, threads, BLAS, Python and its packages."""
     print(_description())
@@ -136,7 +185,7 @@ def _description() -> str:
     return "\n".join(f"{name:16s} {value}" for name, value in rows.items())
 
 
-# The engine has read the environment. BLAS has a setting of its own, which stays as it is unless somebody asks.
+# The engine has read the environment. BLAS has a setting of its own, which stays unless somebody asks.
 _kernels.check_settings()
 if os.environ.get("FASTRNN_NUM_THREADS") and not _kernels.is_fused():
     _blas().set(_kernels.get_threads())
