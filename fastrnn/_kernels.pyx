@@ -156,49 +156,56 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fastrnn_cell_shape:
         const char *name
         int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset, stages
+    ctypedef struct fastrnn_layer:
+        int cell
+        fastrnn_cell_shape shape
+        Py_ssize_t I, H, P, G, AH
+        int has_bias_ih, has_bias_hh, projected, reverse
+    ctypedef struct fastrnn_rows:
+        void *data
+        Py_ssize_t row, step
+        int scattered
     ctypedef struct Run "fastrnn_run":
-        int cell, reverse, projected, accumulate_dx
-        Py_ssize_t T, B, I, H, P, chunk, ldy, lddy
+        const fastrnn_layer *layer
+        Py_ssize_t T, B, chunk
         const Py_ssize_t *offsets
-        const void *x
-        const void *weight_ih
-        const void *weight_hh
-        const void *weight_hr
-        const void *bias_ih
-        const void *bias_hh
+        const fastrnn_weights *weights
+        fastrnn_rows x
+        void *x_chunk
+        void *h_rows
+        Py_ssize_t ldh
+        int ring
         void *h
         void *c
-        void *y
-        void *sums
         void *gates
-        void *c_kept
+        void *c_rows
+        Poll poll
+    ctypedef struct ForwardRun "fastrnn_forward_run":
+        Run run
+        fastrnn_rows y
+        void *sums
         void *bias
         void *unit
-        const void *dy
+    ctypedef struct BackwardRun "fastrnn_backward_run":
+        Run run
+        fastrnn_rows dy, dx
+        int add_to_dx
         void *dh
         void *dc
+        void *dbias
+        fastrnn_weights dweights
+        void *dy_chunk
+        void *dx_chunk
         void *dgates
         void *units
-        void *dh_kept
+        void *dh_rows
         void *dunit
-        void *dx
-        void *dweight_ih
-        void *dweight_hh
-        void *dweight_hr
         void *h_prev
         void *c_prev
-        const void *packed_ih
-        const void *packed_hh
-        const void *packed_hr
-        const void *columns_ih
-        const void *columns_hh
-        const void *columns_hr
-        void *panels_dgates
-        void *panels_h
-        void *panels_x
-        void *panels_units
-        int threads
-        Poll poll
+    void fastrnn_gather(const Run *, const fastrnn_rows *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, void *)
+    void fastrnn_scatter(const Run *, const fastrnn_rows *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const void *,
+                         Py_ssize_t)
+    Py_ssize_t fastrnn_next_chunk(const Run *, Py_ssize_t, int)
     ctypedef struct fastrnn_sums:
         void *at
         Py_ssize_t row, block, unit
@@ -240,8 +247,8 @@ cdef extern from "kernels.h" nogil:
         void (*pack_columns)(Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
         int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, const void *, void *,
                         int, const Poll *) except -1 nogil
-        int (*run_forward)(Run *) except -1 nogil
-        int (*run_backward)(Run *) except -1 nogil
+        int (*run_forward)(const ForwardRun *) except -1 nogil
+        int (*run_backward)(const BackwardRun *) except -1 nogil
     ctypedef struct fastrnn_isa:
         const char *name
         int lanes_f32
@@ -252,8 +259,8 @@ cdef extern from "kernels.h" nogil:
 
 cdef extern from "dispatch.h" nogil:
     ctypedef struct fastrnn_backend:
-        int (*forward[2])(Run *) except -1 nogil
-        int (*backward[2])(Run *) except -1 nogil
+        int (*forward[2])(const ForwardRun *) except -1 nogil
+        int (*backward[2])(const BackwardRun *) except -1 nogil
     void fastrnn_register_backend(const fastrnn_backend *)
     const fastrnn_isa *fastrnn_current_isa()
     int fastrnn_is_fused()
@@ -452,98 +459,111 @@ cdef inline const fastrnn_table *table_of(real *_) noexcept nogil:
     return fastrnn_current_isa().table[0 if real is float else 1]
 
 
-cdef inline Py_ssize_t next_chunk(const Run *a, Py_ssize_t done, bint from_end) noexcept nogil:
-    """How many steps the chunk after the first `done` takes: as many as fit `chunk` rows, at least one."""
-    cdef Py_ssize_t steps = 1
-    cdef const Py_ssize_t *offsets = a.offsets
-    cdef Py_ssize_t edge = a.T - done
-    if from_end:
-        while steps < edge and offsets[edge] - offsets[edge - steps - 1] <= a.chunk:
-            steps += 1
-    else:
-        while done + steps < a.T and offsets[done + steps + 1] - offsets[done] <= a.chunk:
-            steps += 1
-    return steps
-
-
-cdef inline void combine_bias(real *_, const Run *a) noexcept nogil:
-    """bias (AH,): b_ih and b_hh, by the accumulator that each feeds."""
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, k
-    cdef real *bias = <real *>a.bias
-    cdef const real *b_ih = <const real *>a.bias_ih
-    cdef const real *b_hh = <const real *>a.bias_hh
-    memset(bias, 0, shape.accumulators * H * sizeof(real))
+cdef inline void combine_bias(real *bias, const fastrnn_layer *layer, const fastrnn_weights *w) noexcept nogil:
+    """bias (AH,) = b_ih + b_hh, block by block, each for the accumulator that it feeds."""
+    cdef fastrnn_cell_shape shape = layer.shape
+    cdef Py_ssize_t H = layer.H, k
+    cdef const real *b_ih = <const real *>w.bias_ih if layer.has_bias_ih else NULL
+    cdef const real *b_hh = <const real *>w.bias_hh if layer.has_bias_hh else NULL
+    memset(bias, 0, layer.AH * sizeof(real))
     if b_ih != NULL:
         memcpy(bias, b_ih, shape.input_blocks * H * sizeof(real))
         if shape.gates > shape.input_blocks:
             memcpy(bias + (shape.accumulators - 1) * H, b_ih + shape.input_blocks * H, H * sizeof(real))
     if b_hh != NULL:
-        for k in range(shape.gates * H):
+        for k in range(layer.G):
             bias[k] += b_hh[k]
 
 
-cdef int project_input(real *_, const Run *a, const Poll *poll, Py_ssize_t rows, const real *x,
-                       real *gates) except -1 nogil:
+cdef const real *rows_of_x(real *_, const Run *a, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t *ld) noexcept nogil:
+    """Packed rows of x, `ld` apart: where they lie, or gathered for the chunk at hand."""
+    ld[0] = a.layer.I if a.x.scattered else a.x.row
+    if not a.x.scattered:
+        return <const real *>a.x.data + first * a.x.row
+    fastrnn_gather(a, &a.x, a.layer.I, first, rows, False, a.x_chunk)
+    return <const real *>a.x_chunk
+
+
+cdef int project_input(const real *bias, const Run *a, Py_ssize_t first, Py_ssize_t rows, real *gates) except -1 nogil:
     """gates (rows, AH) = bias + x W_ih^T, each block to its accumulator."""
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, AH = shape.accumulators * H, direct = shape.input_blocks * H, row
-    cdef const real *w = <const real *>a.weight_ih
+    cdef const fastrnn_layer *layer = a.layer
+    cdef fastrnn_cell_shape shape = layer.shape
+    cdef Py_ssize_t H = layer.H, I = layer.I, AH = layer.AH, direct = shape.input_blocks * H, row, ldx
+    cdef const real *w = <const real *>a.weights.weight_ih
+    cdef const real *x = rows_of_x(<real *>NULL, a, first, rows, &ldx)
     for row in range(rows):
-        memcpy(gates + row * AH, a.bias, AH * sizeof(real))
+        memcpy(gates + row * AH, bias, AH * sizeof(real))
         if row % 1024 == 1023:
-            ask(poll)
-    gemm_nt(poll, rows, direct, a.I, x, a.I, w, a.I, <real>1, gates, AH)
+            ask(&a.poll)
+    gemm_nt(&a.poll, rows, direct, I, x, ldx, w, I, <real>1, gates, AH)
     if shape.gates > shape.input_blocks:
-        gemm_nt(poll, rows, H, a.I, x, a.I, w + direct * a.I, a.I, <real>1, gates + AH - H, AH)
+        gemm_nt(&a.poll, rows, H, I, x, ldx, w + direct * I, I, <real>1, gates + AH - H, AH)
 
 
-cdef int forward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
-    """y, h_n, c_n of one layer and direction; fills `gates` and `c_kept` if they are kept.
+cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py_ssize_t steps, real *sums,
+                       real *history) except -1 nogil:
+    """The steps of a chunk, from the projected inputs `sums` of its rows; h of each to `history` (rows, ldh).
 
-    What is kept as gates are sums until the cell has run, so they need no scratch.
+        sums[t] += h[t-1] W_hh^T;  h[t] = cell(sums[t])
     """
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
-    cdef Py_ssize_t done = 0, steps, step, t, first, n, row
-    cdef const real *w_hh = <const real *>a.weight_hh
-    cdef real *h = <real *>a.h
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef fastrnn_cell cell = table_of(tag).cell[layer.cell]
+    cdef Py_ssize_t H = layer.H, P = layer.P, AH = layer.AH, direct = layer.shape.hidden_blocks * H
+    cdef Py_ssize_t first = run.offsets[first_step], step, t, at, n, row
+    cdef const real *w_hh = <const real *>run.weights.weight_hh
+    cdef real *h = <real *>run.h
     cdef real *unit = <real *>a.unit
-    cdef real *sums
     cdef real *step_sums
-    cdef real *y
-    cdef fastrnn_cell cell = table_of(tag).cell[a.cell]
     cdef fastrnn_cell_forward cells
     memset(&cells, 0, sizeof(cells))
     cells.H = cells.end = H
     cells.sums.row, cells.sums.block, cells.sums.unit = AH, H, 1
-    cells.c, cells.rh = a.c, unit
+    cells.c, cells.rh = run.c, unit
     cells.h_prev, cells.ld_prev = h, P
-    cells.h, cells.ldh = unit if a.projected else h, H
-    while done < a.T:
-        steps = next_chunk(a, done, a.reverse)
-        t = a.T - done - steps if a.reverse else done
-        first = a.offsets[t]
-        sums = <real *>a.sums if a.gates == NULL else <real *>a.gates + first * AH
-        project_input(tag, a, poll, a.offsets[t + steps] - first, <const real *>a.x + first * a.I, sums)
-        for step in range(steps):
-            t = a.T - done - step - 1 if a.reverse else done + step
-            n = a.offsets[t + 1] - a.offsets[t]
-            step_sums = sums + (a.offsets[t] - first) * AH
-            y = <real *>a.y + a.offsets[t] * a.ldy
-            cells.n, cells.sums.at = n, step_sums
-            cells.gates = NULL if a.gates == NULL else step_sums
-            cells.c_kept = <real *>a.c_kept + a.offsets[t] * H if a.c_kept != NULL else NULL
-            gemm_nt(poll, n, direct, P, h, P, w_hh, P, <real>1, step_sums, AH)
-            if shape.has_reset:
-                cell.reset_forward(&cells)
-                gemm_nt(poll, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums + direct, AH)
-            cell.forward(&cells)
-            if a.projected:
-                gemm_nt(poll, n, P, H, unit, H, <const real *>a.weight_hr, H, <real>0, h, P)
-            for row in range(n):
-                memcpy(y + row * a.ldy, h + row * P, P * sizeof(real))
-            ask(poll)
+    cells.h, cells.ldh = unit if layer.projected else h, H
+    for step in range(steps):
+        t = first_step + (steps - 1 - step if layer.reverse else step)
+        at, n = run.offsets[t] - first, run.offsets[t + 1] - run.offsets[t]
+        step_sums = sums + at * AH
+        cells.n, cells.sums.at = n, step_sums
+        cells.gates = NULL if run.gates == NULL else step_sums
+        cells.c_kept = NULL if run.c_rows == NULL else <real *>run.c_rows + run.offsets[t] * H
+        gemm_nt(&run.poll, n, direct, P, h, P, w_hh, P, <real>1, step_sums, AH)
+        if layer.shape.has_reset:
+            cell.reset_forward(&cells)
+            gemm_nt(&run.poll, n, H, H, unit, H, w_hh + direct * H, H, <real>1, step_sums + direct, AH)
+        cell.forward(&cells)
+        if layer.projected:
+            gemm_nt(&run.poll, n, P, H, unit, H, <const real *>run.weights.weight_hr, H, <real>0, h, P)
+        for row in range(n):
+            memcpy(history + (at + row) * run.ldh, h + row * P, P * sizeof(real))
+        ask(&run.poll)
+
+
+cdef int forward_run(real *tag, const ForwardRun *a) except -1 nogil:
+    """y, h_n, c_n of one layer and direction; fills `gates` and `c_rows` if they are kept.
+
+    What is kept as gates are sums until the cell has run, so they need no scratch.
+    """
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef Py_ssize_t done = 0, steps, t, first, rows
+    cdef real *bias = <real *>a.bias
+    cdef real *sums
+    cdef real *history
+    combine_bias(bias, layer, run.weights)
+    while done < run.T:
+        steps = fastrnn_next_chunk(run, done, layer.reverse)
+        t = run.T - done - steps if layer.reverse else done
+        first = run.offsets[t]
+        rows = run.offsets[t + steps] - first
+        sums = <real *>a.sums if run.gates == NULL else <real *>run.gates + first * layer.AH
+        history = <real *>run.h_rows + (0 if run.ring else first * run.ldh)
+        project_input(bias, run, first, rows, sums)
+        forward_steps(tag, a, t, steps, sums, history)
+        if a.y.data != NULL:
+            fastrnn_scatter(run, &a.y, layer.P, first, rows, True, history, run.ldh)
         done += steps
     return 0
 
@@ -551,7 +571,7 @@ cdef int forward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
 cdef void rows_before(real *out, const real *kept, Py_ssize_t ld, const real *initial, Py_ssize_t width,
                       const Run *a, Py_ssize_t t) noexcept nogil:
     """out (n, width): the rows of `kept` that step t started from; `initial` where t is a row's first."""
-    cdef Py_ssize_t n = a.offsets[t + 1] - a.offsets[t], before = t + 1 if a.reverse else t - 1, m = 0, row
+    cdef Py_ssize_t n = a.offsets[t + 1] - a.offsets[t], before = t + 1 if a.layer.reverse else t - 1, m = 0, row
     if 0 <= before < a.T:
         m = min(n, a.offsets[before + 1] - a.offsets[before])
         kept += a.offsets[before] * ld
@@ -560,128 +580,155 @@ cdef void rows_before(real *out, const real *kept, Py_ssize_t ld, const real *in
     memcpy(out + m * width, initial + m * width, (n - m) * width * sizeof(real))
 
 
-cdef int backward_step(real *tag, const Run *a, const Poll *poll, Py_ssize_t t, Py_ssize_t at) except -1 nogil:
-    """dgates of step t, to row `at` of the chunk's scratch, and dh, dc of the step before it."""
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, P = a.P, AH = shape.accumulators * H, direct = shape.hidden_blocks * H
-    cdef Py_ssize_t first = a.offsets[t], n = a.offsets[t + 1] - first, row, k
-    cdef const real *w_hh = <const real *>a.weight_hh
-    cdef const real *gates = <const real *>a.gates + first * AH
+cdef int backward_step(real *tag, const BackwardRun *a, Py_ssize_t t, Py_ssize_t at, const real *dy,
+                       Py_ssize_t lddy) except -1 nogil:
+    """dgates of step t, to row `at` of the chunk's scratch, and dh, dc of the step before it.
+
+        dgates[t] = cell'(dh[t] + dy[t]);  dh[t-1] += dgates[t] W_hh
+    """
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef fastrnn_cell cell = table_of(tag).cell[layer.cell]
+    cdef Py_ssize_t H = layer.H, P = layer.P, AH = layer.AH, direct = layer.shape.hidden_blocks * H
+    cdef Py_ssize_t first = run.offsets[t], n = run.offsets[t + 1] - first, row, k
+    cdef const real *w_hh = <const real *>run.weights.weight_hh
     cdef real *dgates = <real *>a.dgates + at * AH
     cdef real *h_prev = <real *>a.h_prev + at * P
     cdef real *units = <real *>a.units + at * H if a.units != NULL else NULL
     cdef real *dh = <real *>a.dh
-    cdef real *dh_cell = dh
-    cdef const real *c = NULL
-    cdef const real *dy = <const real *>a.dy + first * a.lddy if a.dy != NULL else NULL
-    cdef fastrnn_cell cell = table_of(tag).cell[a.cell]
     cdef fastrnn_cell_backward cells
-    rows_before(h_prev, <const real *>a.y, a.ldy, <const real *>a.h, P, a, t)
-    if shape.has_c:
-        c = <const real *>a.c_kept + first * H
-        rows_before(<real *>a.c_prev, <const real *>a.c_kept, H, <const real *>a.c, H, a, t)
-    if a.projected:
+    memset(&cells, 0, sizeof(cells))
+    cells.n, cells.H, cells.end = n, H, H
+    cells.gates = <const real *>run.gates + first * AH
+    cells.h_prev, cells.ld_prev = h_prev, P
+    cells.dgates, cells.dh, cells.dc = dgates, dh, a.dc
+    cells.h = cells.drh = units
+    rows_before(h_prev, <const real *>run.h_rows, run.ldh, <const real *>run.h, P, run, t)
+    if layer.shape.has_c:
+        cells.c, cells.c_prev = <const real *>run.c_rows + first * H, a.c_prev
+        rows_before(<real *>a.c_prev, <const real *>run.c_rows, H, <const real *>run.c, H, run, t)
+    if layer.projected:
         if dy != NULL:
             for row in range(n):
                 for k in range(P):
-                    dh[row * P + k] += dy[row * a.lddy + k]
-            dy = NULL
-        memcpy(<real *>a.dh_kept + at * P, dh, n * P * sizeof(real))
-        dh_cell = <real *>a.dunit
-        gemm_nn(poll, n, H, P, dh, P, <const real *>a.weight_hr, H, <real>0, dh_cell, H)
-    memset(&cells, 0, sizeof(cells))
-    cells.n, cells.H, cells.end = n, H, H
-    cells.gates, cells.h_prev, cells.ld_prev = gates, h_prev, P
-    cells.c, cells.c_prev = c, a.c_prev
-    cells.dy, cells.lddy = dy, a.lddy
-    cells.dgates, cells.dh, cells.dc = dgates, dh_cell, a.dc
-    cells.h = cells.drh = units
+                    dh[row * P + k] += dy[row * lddy + k]
+        memcpy(<real *>a.dh_rows + at * P, dh, n * P * sizeof(real))
+        cells.dh = a.dunit
+        gemm_nn(&run.poll, n, H, P, dh, P, <const real *>run.weights.weight_hr, H, <real>0, <real *>a.dunit, H)
+    else:
+        cells.dy, cells.lddy = dy, lddy
     cell.backward(&cells)
-    if shape.has_reset:
-        gemm_nn(poll, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
+    if layer.shape.has_reset:
+        gemm_nn(&run.poll, n, H, H, dgates + direct, AH, w_hh + direct * H, H, <real>0, units, H)
         cell.reset_backward(&cells)
-    gemm_nn(poll, n, P, direct, dgates, AH, w_hh, P, <real>0 if a.projected else <real>1, dh, P)
+    gemm_nn(&run.poll, n, P, direct, dgates, AH, w_hh, P, <real>0 if layer.projected else <real>1, dh, P)
 
 
-cdef int backward_products(real *tag, const Run *a, const Poll *poll, Py_ssize_t first, Py_ssize_t rows,
-                           bint first_chunk) except -1 nogil:
-    """What a chunk of `rows` packed rows adds to the gradients of the parameters, and its dx."""
+cdef int weight_gradients(real *tag, const BackwardRun *a, Py_ssize_t first, Py_ssize_t rows,
+                          bint first_chunk) except -1 nogil:
+    """dW_hh += dgates^T h_prev;  dW_ih += dgates^T x;  db += sum of dgates, over a chunk of `rows` packed rows."""
     cdef real before = <real>0 if first_chunk else <real>1
-    cdef fastrnn_cell_shape shape = fastrnn_cell_shapes[a.cell]
-    cdef Py_ssize_t H = a.H, P = a.P, I = a.I, AH = shape.accumulators * H
+    cdef const Run *run = &a.run
+    cdef const Poll *poll = &run.poll
+    cdef const fastrnn_layer *layer = run.layer
+    cdef fastrnn_cell_shape shape = layer.shape
+    cdef Py_ssize_t H = layer.H, P = layer.P, I = layer.I, AH = layer.AH, ldx
     cdef Py_ssize_t direct_x = shape.input_blocks * H, direct_h = shape.hidden_blocks * H
     cdef const real *dgates = <const real *>a.dgates
-    cdef const real *x = <const real *>a.x + first * I
-    cdef const real *w_ih = <const real *>a.weight_ih
-    cdef real *dw_ih = <real *>a.dweight_ih
-    cdef real *dw_hh = <real *>a.dweight_hh
-    cdef real *dx
+    cdef const real *x
+    cdef real *dw_ih = <real *>a.dweights.weight_ih
+    cdef real *dw_hh = <real *>a.dweights.weight_hh
+    cdef real *dw_hr = <real *>a.dweights.weight_hr
     if dw_hh != NULL:
         gemm_tn(poll, direct_h, P, rows, dgates, AH, <const real *>a.h_prev, P, before, dw_hh, P)
         if shape.has_reset:
             gemm_tn(poll, H, H, rows, dgates + direct_h, AH, <const real *>a.units, H, before, dw_hh + direct_h * H, H)
     if dw_ih != NULL:
-        gemm_tn(poll, direct_x, I, rows, dgates, AH, x, I, before, dw_ih, I)
+        x = rows_of_x(tag, run, first, rows, &ldx)
+        gemm_tn(poll, direct_x, I, rows, dgates, AH, x, ldx, before, dw_ih, I)
         if shape.gates > shape.input_blocks:
-            gemm_tn(poll, H, I, rows, dgates + AH - H, AH, x, I, before, dw_ih + direct_x * I, I)
-    if a.dweight_hr != NULL:
-        gemm_tn(poll, P, H, rows, <const real *>a.dh_kept, P, <const real *>a.units, H, before, <real *>a.dweight_hr, H)
-    table_of(tag).add_rows(rows, AH, 0, AH, dgates, a.bias)
-    if a.dx != NULL:
-        dx = <real *>a.dx + first * I
-        gemm_nn(poll, rows, I, direct_x, dgates, AH, w_ih, I, <real>1 if a.accumulate_dx else <real>0, dx, I)
-        if shape.gates > shape.input_blocks:
-            gemm_nn(poll, rows, I, H, dgates + AH - H, AH, w_ih + direct_x * I, I, <real>1, dx, I)
+            gemm_tn(poll, H, I, rows, dgates + AH - H, AH, x, ldx, before, dw_ih + direct_x * I, I)
+    if dw_hr != NULL:
+        gemm_tn(poll, P, H, rows, <const real *>a.dh_rows, P, <const real *>a.units, H, before, dw_hr, H)
+    table_of(tag).add_rows(rows, AH, 0, AH, dgates, a.dbias)
 
 
-cdef int backward_run(real *tag, const Run *a, const Poll *poll) except -1 nogil:
+cdef int input_gradient(real *_, const BackwardRun *a, Py_ssize_t first, Py_ssize_t rows) except -1 nogil:
+    """dx = dgates W_ih of a chunk, added to what is there where the other direction has been."""
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef Py_ssize_t H = layer.H, I = layer.I, AH = layer.AH, direct = layer.shape.input_blocks * H
+    cdef Py_ssize_t ld = I if a.dx.scattered else a.dx.row
+    cdef const real *dgates = <const real *>a.dgates
+    cdef const real *w_ih = <const real *>run.weights.weight_ih
+    cdef real *dx = <real *>a.dx_chunk if a.dx.scattered else <real *>a.dx.data + first * ld
+    if a.dx.scattered and a.add_to_dx:
+        fastrnn_gather(run, &a.dx, I, first, rows, False, dx)
+    gemm_nn(&run.poll, rows, I, direct, dgates, AH, w_ih, I, <real>1 if a.add_to_dx else <real>0, dx, ld)
+    if layer.shape.gates > layer.shape.input_blocks:
+        gemm_nn(&run.poll, rows, I, H, dgates + AH - H, AH, w_ih + direct * I, I, <real>1, dx, ld)
+    if a.dx.scattered:
+        fastrnn_scatter(run, &a.dx, I, first, rows, False, dx, ld)
+
+
+cdef int backward_run(real *tag, const BackwardRun *a) except -1 nogil:
     """BPTT of one layer and direction: against the order of forward_run, chunk by chunk."""
-    cdef Py_ssize_t done = 0, steps, step, t, first
-    while done < a.T:
-        steps = next_chunk(a, done, not a.reverse)
-        first = a.offsets[done if a.reverse else a.T - done - steps]
+    cdef const Run *run = &a.run
+    cdef const fastrnn_layer *layer = run.layer
+    cdef Py_ssize_t done = 0, steps, step, t, at, from_step, first, rows, lddy = layer.P if a.dy.scattered else a.dy.row
+    cdef const real *dy = NULL
+    while done < run.T:
+        steps = fastrnn_next_chunk(run, done, not layer.reverse)
+        from_step = done if layer.reverse else run.T - done - steps
+        first = run.offsets[from_step]
+        rows = run.offsets[from_step + steps] - first
+        if a.dy.data != NULL:
+            dy = <const real *>a.dy_chunk if a.dy.scattered else <const real *>a.dy.data + first * lddy
+            if a.dy.scattered:
+                fastrnn_gather(run, &a.dy, layer.P, first, rows, True, a.dy_chunk)
         for step in range(steps):
-            t = done + step if a.reverse else a.T - done - step - 1
-            backward_step(tag, a, poll, t, a.offsets[t] - first)
-            ask(poll)
-        t = done if a.reverse else a.T - done - steps
-        backward_products(tag, a, poll, first, a.offsets[t + steps] - first, done == 0)
+            t = from_step + (step if layer.reverse else steps - 1 - step)
+            at = run.offsets[t] - first
+            backward_step(tag, a, t, at, dy + at * lddy if dy != NULL else dy, lddy)
+            ask(&run.poll)
+        weight_gradients(tag, a, first, rows, done == 0)
+        if a.dx.data != NULL:
+            input_gradient(tag, a, first, rows)
         done += steps
     return 0
 
 
-cdef int forward_by_blas(real *tag, Run *a) except -1 nogil:
+cdef int forward_by_blas(real *tag, const ForwardRun *a) except -1 nogil:
     """`fastrnn_backend.forward`"""
     cdef uint64_t mode = fastrnn_flush_denormals()
     try:
-        combine_bias(tag, a)
-        return forward_run(tag, a, &a.poll)
+        return forward_run(tag, a)
     finally:
         fastrnn_restore_mode(mode)
 
 
-cdef int backward_by_blas(real *tag, Run *a) except -1 nogil:
+cdef int backward_by_blas(real *tag, const BackwardRun *a) except -1 nogil:
     """`fastrnn_backend.backward`"""
     cdef uint64_t mode = fastrnn_flush_denormals()
     try:
-        return backward_run(tag, a, &a.poll)
+        return backward_run(tag, a)
     finally:
         fastrnn_restore_mode(mode)
 
 
-cdef int forward_f32(Run *a) except -1 nogil:
+cdef int forward_f32(const ForwardRun *a) except -1 nogil:
     return forward_by_blas(<float *>NULL, a)
 
 
-cdef int forward_f64(Run *a) except -1 nogil:
+cdef int forward_f64(const ForwardRun *a) except -1 nogil:
     return forward_by_blas(<double *>NULL, a)
 
 
-cdef int backward_f32(Run *a) except -1 nogil:
+cdef int backward_f32(const BackwardRun *a) except -1 nogil:
     return backward_by_blas(<float *>NULL, a)
 
 
-cdef int backward_f64(Run *a) except -1 nogil:
+cdef int backward_f64(const BackwardRun *a) except -1 nogil:
     return backward_by_blas(<double *>NULL, a)
 
 

@@ -7,7 +7,7 @@
  *
  * The small problems have every shape that leaves a vector, a tile or a chunk incomplete. The large ones are
  * large enough to be worth sharing, by rows and by units; that they are in fact shared is checked, so that a
- * change of the thresholds in sequence.h cannot make the comparison of threads an empty one.
+ * change of the thresholds in run.h cannot make the comparison of threads an empty one.
  *
  * Scratch and results begin as NaNs, so whatever is read before it is written shows in a result; arrays have
  * their exact size and no more alignment than their elements need, so sanitizers see what reaches too far.
@@ -187,104 +187,129 @@ static void solve(problem q)
     const void *h = numbers(B * P, 1), *c = shape.has_c ? numbers(B * H, 1) : NULL;
     const fastrnn_size ldy = P + (one_in(2) ? 3 : 0);
     int polls = 0, asked = 0;
-    fastrnn_run run = {
+    const fastrnn_weights weights = {
+        .weight_ih = (void *)w_ih,
+        .weight_hh = (void *)w_hh,
+        .weight_hr = (void *)w_hr,
+        .bias_ih = one_in(4) ? NULL : numbers(G, 1),
+        .bias_hh = one_in(4) ? NULL : numbers(G, 1),
+    };
+    const fastrnn_layer layer = {
         .cell = q.cell,
-        .reverse = q.reverse,
-        .projected = q.projected,
-        .T = T,
-        .B = B,
+        .shape = shape,
         .I = I,
         .H = H,
         .P = P,
-        .chunk = one_in(3) ? 1000 : B + (N - B) / 3, /* all steps at once, or some */
-        .ldy = ldy,
-        .offsets = offsets,
-        .x = numbers(N * I, 1),
-        .bias_ih = one_in(4) ? NULL : numbers(G, 1),
-        .bias_hh = one_in(4) ? NULL : numbers(G, 1),
-        .unit = array_if(wants_units, B * H),
-        .packed_ih = pack_rows(shape.gates, H, I, w_ih, panels(CALL(packed_size, shape.gates, H, I))),
-        .packed_hh = packed_hh,
-        .packed_hr = q.projected ? pack_rows(1, P, H, w_hr, panels(CALL(packed_size, 1, P, H))) : NULL,
-        .threads = threads,
-        .poll = {count_down, &polls},
+        .G = G,
+        .AH = AH,
+        .has_bias_ih = weights.bias_ih != NULL,
+        .has_bias_hh = weights.bias_hh != NULL,
+        .projected = q.projected,
+        .reverse = q.reverse,
     };
+    fastrnn_forward_run forward = {
+        .run = {
+            .layer = &layer,
+            .item = item,
+            .T = T,
+            .B = B,
+            .chunk = one_in(3) ? 1000 : B + (N - B) / 3, /* all steps at once, or some */
+            .offsets = offsets,
+            .weights = &weights,
+            .panels = {
+                pack_rows(shape.gates, H, I, w_ih, panels(CALL(packed_size, shape.gates, H, I))),
+                packed_hh,
+                q.projected ? pack_rows(1, P, H, w_hr, panels(CALL(packed_size, 1, P, H))) : NULL,
+            },
+            .x = {numbers(N * I, 1), I, 0, 0},
+            .ldh = ldy,
+            .threads = threads,
+            .poll = {count_down, &polls},
+        },
+        .unit = array_if(wants_units, B * H),
+    };
+    fastrnn_run *run = &forward.run;
+    const fastrnn_size width = shape.accumulators * ((H + 15) / 16 * 16), sums = (1 + least(run->chunk, N)) * width;
 
     /* Inference, once to the end and once stopped half way, at which no thread may be left waiting. */
     const void *y = NULL, *h_n = NULL, *c_n = NULL;
     for (int stop = 0; stop < 2; stop++) {
         asked = -polls; /* small work may be over before it is asked at all */
         polls = stop ? 1 + asked / 2 : 0;
-        run.y = array(N * ldy);
-        run.h = copy(h, B * P);
-        run.c = copy(c, B * H);
-        run.sums = panels(CALL(sums_size, q.cell, H, least(run.chunk, N)));
-        if (CALL(run_forward, &run) != (stop && asked ? STOP : 0))
+        run->h_rows = array(N * ldy);
+        run->h = copy(h, B * P);
+        run->c = copy(c, B * H);
+        forward.sums = panels(sums);
+        if (CALL(run_forward, &forward) != (stop && asked ? STOP : 0))
             fail("not stopped by poll, or by nobody");
         if (!stop)
-            y = run.y, h_n = run.h, c_n = run.c;
+            y = run->h_rows, h_n = run->h, c_n = run->c;
     }
     report("y", y, N, P, ldy);
     report("h", h_n, B, P, P);
     report("c", c_n, B, H, H);
 
     /* The same, keeping what BPTT wants. */
-    run.poll.ask = NULL;
-    run.y = array(N * ldy);
-    run.h = copy(h, B * P);
-    run.c = copy(c, B * H);
-    run.gates = shape.accumulators == 1 && ldy == H ? run.y : array(N * AH); /* an RNN keeps just its output */
-    run.c_kept = array_if(shape.has_c, N * H);
-    CALL(run_forward, &run);
-    if (memcmp(run.y, y, (size_t)(N * ldy) * item) || memcmp(run.h, h_n, (size_t)(B * P) * item) ||
-        (c && memcmp(run.c, c_n, (size_t)(B * H) * item)))
+    run->poll.ask = NULL;
+    run->h_rows = array(N * ldy);
+    run->h = copy(h, B * P);
+    run->c = copy(c, B * H);
+    run->gates = shape.accumulators == 1 && ldy == H ? run->h_rows : array(N * AH); /* an RNN keeps just its output */
+    run->c_rows = array_if(shape.has_c, N * H);
+    CALL(run_forward, &forward);
+    if (memcmp(run->h_rows, y, (size_t)(N * ldy) * item) || memcmp(run->h, h_n, (size_t)(B * P) * item) ||
+        (c && memcmp(run->c, c_n, (size_t)(B * H) * item)))
         fail("differs with keep");
 
     /* And with the weights as they are. */
-    fastrnn_run unpacked = run;
-    unpacked.packed_ih = unpacked.packed_hh = unpacked.packed_hr = NULL;
-    unpacked.weight_ih = w_ih, unpacked.weight_hh = w_hh, unpacked.weight_hr = w_hr;
-    unpacked.gates = unpacked.c_kept = NULL;
-    unpacked.y = array(N * ldy);
-    unpacked.h = copy(h, B * P);
-    unpacked.c = copy(c, B * H);
+    fastrnn_forward_run unpacked = forward;
+    unpacked.run.panels = (fastrnn_layer_panels){0};
+    unpacked.run.gates = unpacked.run.c_rows = NULL;
+    unpacked.run.h_rows = array(N * ldy);
+    unpacked.run.h = copy(h, B * P);
+    unpacked.run.c = copy(c, B * H);
     CALL(run_forward, &unpacked);
-    if (memcmp(unpacked.y, y, (size_t)(N * ldy) * item) || memcmp(unpacked.h, h_n, (size_t)(B * P) * item) ||
-        (c && memcmp(unpacked.c, c_n, (size_t)(B * H) * item)))
+    if (memcmp(unpacked.run.h_rows, y, (size_t)(N * ldy) * item) ||
+        memcmp(unpacked.run.h, h_n, (size_t)(B * P) * item) ||
+        (c && memcmp(unpacked.run.c, c_n, (size_t)(B * H) * item)))
         fail("differs with unpacked weights");
 
-    run.h = copy(h, B * P);
-    run.c = copy(c, B * H);
-    run.chunk = one_in(3) ? N : least(B + (N - B) / 2, N);
-    run.lddy = P + (one_in(2) ? 5 : 0);
-    run.dy = one_in(8) ? NULL : numbers(N * run.lddy, 1);
-    run.dh = numbers(B * P, 1);
-    run.dc = c ? numbers(B * H, 1) : NULL;
-    run.accumulate_dx = one_in(2);
-    run.dx = one_in(8) ? NULL : run.accumulate_dx ? numbers(N * I, 1) : array(N * I);
-    run.dweight_ih = array(G * I);
-    run.dweight_hh = array(G * P);
-    run.dweight_hr = array_if(q.projected, P * H);
-    run.bias = numbers(AH, 1);
-    run.columns_ih = pack_columns(I, G, w_ih);
-    run.columns_hh = pack_columns(P, G, w_hh);
-    run.columns_hr = q.projected ? pack_columns(H, P, w_hr) : NULL;
-    run.dgates = array(run.chunk * AH);
-    run.units = array_if(wants_units, run.chunk * H);
-    run.dh_kept = array_if(q.projected, run.chunk * P);
-    run.dunit = array_if(q.projected, B * H);
-    run.panels_dgates = panels(CALL(packed_size, 1, AH, run.chunk));
-    run.panels_h = panels(CALL(packed_size, 1, P, run.chunk));
-    run.panels_x = panels(CALL(packed_size, 1, I, run.chunk));
-    run.panels_units = wants_units ? panels(CALL(packed_size, 1, H, run.chunk)) : NULL;
-    CALL(run_backward, &run);
-    report("dx", run.dx, N, I, I);
-    report("dh", run.dh, B, P, P);
-    report("dc", run.dc, B, H, H);
-    report("dw_ih", run.dweight_ih, G, I, I);
-    report("dw_hh", run.dweight_hh, G, P, P);
-    report("dw_hr", run.dweight_hr, P, H, H);
-    report("dbias", run.bias, 1, AH, AH);
+    fastrnn_backward_run backward = {.run = *run};
+    run = &backward.run;
+    run->h = copy(h, B * P);
+    run->c = copy(c, B * H);
+    run->chunk = one_in(3) ? N : least(B + (N - B) / 2, N);
+    run->panels.ih = pack_columns(I, G, w_ih);
+    run->panels.hh = pack_columns(P, G, w_hh);
+    run->panels.hr = q.projected ? pack_columns(H, P, w_hr) : NULL;
+    const fastrnn_size chunk = run->chunk, lddy = P + (one_in(2) ? 5 : 0);
+    if (!one_in(8))
+        backward.dy = (fastrnn_rows){numbers(N * lddy, 1), lddy, 0, 0};
+    backward.dh = numbers(B * P, 1);
+    backward.dc = c ? numbers(B * H, 1) : NULL;
+    backward.add_to_dx = one_in(2);
+    if (!one_in(8))
+        backward.dx = (fastrnn_rows){backward.add_to_dx ? numbers(N * I, 1) : array(N * I), I, 0, 0};
+    backward.dweights.weight_ih = array(G * I);
+    backward.dweights.weight_hh = array(G * P);
+    backward.dweights.weight_hr = array_if(q.projected, P * H);
+    backward.dbias = numbers(AH, 1);
+    backward.dgates = array(chunk * AH);
+    backward.units = array_if(wants_units, chunk * H);
+    backward.dh_rows = array_if(q.projected, chunk * P);
+    backward.dunit = array_if(q.projected, B * H);
+    backward.panels_dgates = panels(CALL(packed_size, 1, AH, chunk));
+    backward.panels_h = panels(CALL(packed_size, 1, P, chunk));
+    backward.panels_x = panels(CALL(packed_size, 1, I, chunk));
+    backward.panels_units = wants_units ? panels(CALL(packed_size, 1, H, chunk)) : NULL;
+    CALL(run_backward, &backward);
+    report("dx", backward.dx.data, N, I, I);
+    report("dh", backward.dh, B, P, P);
+    report("dc", backward.dc, B, H, H);
+    report("dw_ih", backward.dweights.weight_ih, G, I, I);
+    report("dw_hh", backward.dweights.weight_hh, G, P, P);
+    report("dw_hr", backward.dweights.weight_hr, P, H, H);
+    report("dbias", backward.dbias, 1, AH, AH);
     printf("\n");
     free(offsets);
     free_all();

@@ -50,58 +50,113 @@ typedef struct {
 enum { FASTRNN_CELL_LIST(FASTRNN_NUMBER_CELL) FASTRNN_CELLS };
 FASTRNN_API extern const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS];
 
-/* One layer in one direction, forward or back. All pointers are to the run's real type.
- *
- *   offsets (T+1,)   rows of step t are offsets[t] .. offsets[t+1]-1, longest sequences first, so the
- *                    rows of any step are a prefix of the batch
- *   h (B, P), c (B, H)   the live state: initial when a call begins, final when it ends. A row that has
- *                    ended (or, in reverse, not begun) is simply not touched, which is all that lengths need
- */
+/* ---- a layer and direction -------------------------------------------------------------------------- */
+
+/* What follows from a spec. */
 typedef struct {
-    int cell, reverse, projected, accumulate_dx;
-    fastrnn_size T, B, I, H, P, chunk, ldy, lddy;
+    int cell;
+    fastrnn_cell_shape shape;
+    fastrnn_size I, H, P, G, AH;
+    int has_bias_ih, has_bias_hh, projected, reverse;
+    size_t panels_at[2][3];    /* of W_ih, W_hh, W_hr: bytes from the first panel of either pass */
+    size_t sums_row;           /* bytes of a row of the fused engine's sums, the most over all instruction sets */
+    fastrnn_size forward_rows; /* of projected sums that forward has at once */
+} fastrnn_layer;
+
+/* Panels of W_ih, W_hh and W_hr for one pass: by rows for forward, by columns for backward. */
+typedef struct {
+    void *ih, *hh, *hr;
+} fastrnn_layer_panels;
+
+/* ---- runs ------------------------------------------------------------------------------------------ */
+
+/* A matrix whose rows are the packed rows of a run: row k at data + k*row numbers. Or, if it is `scattered`, rows of a
+ * sequence (T, B, width) as the caller has it, of which packed row k is cell (t, b): at data + t*step + b*row. */
+typedef struct {
+    void *data; /* NULL: none */
+    fastrnn_size row, step;
+    int scattered;
+} fastrnn_rows;
+
+/* Where packed rows lie in a scattered sequence. */
+typedef struct {
+    fastrnn_size T, B;
+    const int64_t *source; /* (N,)   t*B + b of each packed row; NULL: rows are cells in order */
+    const int64_t *place;  /* (T*B,) the packed row of each cell, or -1 */
+    int repeat;            /* a cell without a row has the output of the real one before it */
+} fastrnn_cells;
+
+/* One layer in one direction: what forward and backward have in common.
+ *
+ *   offsets (T+1,)   rows of step t are offsets[t] .. offsets[t+1]-1, longest sequences first, so the rows of any step
+ *                    are a prefix of the batch
+ *   chunk            steps are taken in chunks of at most so many rows (but at least a step)
+ *   h_rows           the history of h, row by row: what a step reads as h_prev. It is y where y holds packed rows
+ *                    itself; else it lies in the tape, or, `ring`, in two buffers of `chunk` rows that chunks take in
+ *                    turn, and rows are scattered to y at the end of each chunk */
+typedef struct {
+    const fastrnn_layer *layer;
+    size_t item; /* bytes of the real type */
+    fastrnn_size T, B, chunk;
     const fastrnn_size *offsets;
-    const void *x;         /* (N, I) */
-    const void *weight_ih; /* (G, I) */
-    const void *weight_hh; /* (G, P) */
-    const void *weight_hr; /* (P, H)       projected */
-    const void *bias_ih;   /* (G,)         or NULL */
-    const void *bias_hh;   /* (G,)         or NULL */
-    void *h;               /* (B, P)       live; in backward: the initial state, only read */
-    void *c;               /* (B, H)       live; in backward: the initial state, only read */
-    void *y;               /* (N, ldy)     forward: out; backward: as forward left it */
-    void *sums;            /*              scratch of forward: of the size that sums_size gives; (chunk, AH) for
-                            *              BLAS products, which need none where `gates` are kept */
-    void *gates;           /* (N, AH)      kept for backward, or NULL; may be y where A is 1 */
-    void *c_kept;          /* (N, H)       kept for backward, or NULL */
-    void *bias;            /* (AH,)        backward: their gradient by accumulator, added to; in forward, scratch
-                            *              for BLAS products */
-    void *unit;            /* (B, H)       scratch: o tanh(c) before projection, or r*h_prev */
-    /* backward only */
-    const void *dy;        /* (N, lddy)    or NULL */
-    void *dh;              /* (B, P)       live: gradient of the final state, then of the initial */
-    void *dc;              /* (B, H)       live, the same */
-    void *dgates;          /* (chunk, AH)  scratch */
-    void *units;           /* (chunk, H)   scratch: o tanh(c), or r*h_prev */
-    void *dh_kept;         /* (chunk, P)   scratch: gradient of the projected state */
-    void *dunit;           /* (B, H)       scratch: gradient of o tanh(c) */
-    void *dx;              /* (N, I)       or NULL */
-    void *dweight_ih;      /* (G, I)       out */
-    void *dweight_hh;      /* (G, P)       out */
-    void *dweight_hr;      /* (P, H)       out */
-    /* BLAS products only */
-    void *h_prev;          /* (chunk, P)   scratch: the state each row started its step from */
-    void *c_prev;          /* (B, H)       scratch */
-    /* fused engine only: panels, of the sizes that packed_size gives */
-    const void *packed_ih, *packed_hh, *packed_hr; /* W, for forward: pack_rows; all NULL: the weights as they are */
-    const void *columns_ih, *columns_hh, *columns_hr; /* W, for backward: pack_columns */
-    void *panels_dgates;   /* AH columns of chunk rows: scratch, as the next three */
-    void *panels_h;        /* P columns: h_prev */
-    void *panels_x;        /* I columns */
-    void *panels_units;    /* H columns */
-    int threads;           /* at most */
+    fastrnn_cells cells;
+    const fastrnn_weights *weights;
+    fastrnn_layer_panels panels; /* fused engine; all NULL in forward: weights are multiplied as they are */
+    fastrnn_rows x;              /* (N, I) */
+    void *x_chunk;               /* (chunk, I)  scratch where x is scattered */
+    void *h_rows;                /* (N, ldh)    or 2 times (chunk, ldh) */
+    fastrnn_size ldh;
+    int ring;
+    void *h;                     /* (B, P)      forward: the initial state, at the end the final; backward: the initial */
+    void *c;                     /* (B, H)      the same */
+    void *gates;                 /* (N, AH)     kept for backward, or NULL; may be h_rows where A is 1 */
+    void *c_rows;                /* (N, H)      kept for backward, or NULL */
+    int threads;                 /* at most */
     fastrnn_poll poll;
 } fastrnn_run;
+
+typedef struct {
+    fastrnn_run run;
+    fastrnn_rows y; /* scattered, or none: then h_rows is all that is wanted */
+    /* scratch */
+    void *sums; /* 1 + chunk rows of layer->sums_row bytes; BLAS: (chunk, AH) */
+    void *bias; /* (AH,)   BLAS */
+    void *unit; /* (B, H)  o tanh(c) before projection, or r*h_prev */
+} fastrnn_forward_run;
+
+typedef struct {
+    fastrnn_run run;
+    fastrnn_rows dy, dx; /* (N, P), (N, I), or none */
+    int add_to_dx;
+    void *dh; /* (B, P)  gradient of the final state, at the end of the initial */
+    void *dc; /* (B, H)  the same */
+    void *dbias;          /* (AH,)  by accumulator, added to */
+    fastrnn_weights dweights; /* matrices that are wanted */
+    /* scratch */
+    void *dy_chunk, *dx_chunk; /* (chunk, P), (chunk, I)  where dy and dx are scattered */
+    void *dgates;         /* (chunk, AH) */
+    void *units;          /* (chunk, H)  o tanh(c), or r*h_prev */
+    void *dh_rows;        /* (chunk, P)  gradient of the projected state */
+    void *dunit;          /* (B, H)      gradient of o tanh(c) */
+    void *h_prev;         /* (chunk, P)  BLAS: the state each row started its step from */
+    void *c_prev;         /* (B, H)      BLAS */
+    void *panels_dgates;  /* fused engine: AH columns of chunk rows */
+    void *panels_h, *panels_x, *panels_units; /* P, I and H columns */
+} fastrnn_backward_run;
+
+/* Rows first .. first+n-1 of scattered `rows`, one after the other in `to` (n, width). For a gradient, of cells that
+ * repeat an output too: their sum goes to the row that they repeat. */
+FASTRNN_API void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
+                                fastrnn_size n, int is_gradient, void *to);
+
+/* The other way, from rows of `from` (n, ld); for an output, to cells that repeat it, too. */
+FASTRNN_API void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
+                                 fastrnn_size n, int is_output, const void *from, fastrnn_size ld);
+
+/* How many steps the chunk after the first `done` steps takes, in the order of forward or against it. */
+FASTRNN_API fastrnn_size fastrnn_next_chunk(const fastrnn_run *run, fastrnn_size done, int from_end);
+
+/* ---- kernels --------------------------------------------------------------------------------------- */
 
 /* Where the sums of a step lie: those of block b of the units from k on, of row r, at
  *     at[r*row + b*block + k*unit]
@@ -163,16 +218,14 @@ typedef struct {
      *   pack_rows     panels of w (blocks*units, K): for a product with its transpose
      *   pack_columns  panels of w (K, units)
      *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)
-     *   sums_size     numbers in the scratch of a run forward whose chunks are of so many rows
-     *   run_forward, run_backward  a whole run; as multiply, 0 or why it ended early (fastrnn_parallel) */
+         *   run_forward, run_backward  a whole run; as multiply, 0 or why it ended early (fastrnn_parallel) */
     fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);
     void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const void *w, void *panels);
     void (*pack_columns)(fastrnn_size units, fastrnn_size K, const void *w, void *panels);
     int (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const void *a, fastrnn_size a_row, fastrnn_size a_k,
                     const void *panels, void *c, int threads, const fastrnn_poll *poll);
-    fastrnn_size (*sums_size)(int cell, fastrnn_size H, fastrnn_size rows);
-    int (*run_forward)(fastrnn_run *run);
-    int (*run_backward)(fastrnn_run *run);
+    int (*run_forward)(const fastrnn_forward_run *run);
+    int (*run_backward)(const fastrnn_backward_run *run);
 } fastrnn_table;
 
 typedef struct {

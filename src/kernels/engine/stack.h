@@ -5,18 +5,6 @@
 #include "fastrnn.h"
 #include "kernels.h"
 
-/* One layer in one direction. */
-typedef struct {
-    int cell;
-    fastrnn_cell_shape shape;
-    int64_t I, H, P, G, AH; /* AH: columns of the accumulators */
-    int has_bias_ih, has_bias_hh, projected, reverse;
-    /* What would otherwise be worked out at every step of a stream. */
-    size_t panels_at[2][3]; /* of W_ih, W_hh, W_hr: bytes from the first panel of either pass */
-    size_t sums_row;        /* bytes of a row of the fused engine's sums, the most over all instruction sets */
-    int64_t forward_rows;   /* of projected sums that forward has at once */
-} fastrnn_layer;
-
 struct fastrnn_stack {
     int L, D, has_c;
     int32_t dtype;
@@ -27,10 +15,11 @@ struct fastrnn_stack {
     fastrnn_layer layers[];   /* [L*D] */
 };
 
-/* Panels of one layer and direction, in the order of fastrnn_run. */
-typedef struct {
-    void *ih, *hh, *hr;
-} fastrnn_layer_panels;
+/* Width of the output of the top layer. */
+static inline int64_t fastrnn_output_width(const fastrnn_stack *stack)
+{
+    return stack->D * stack->layers[stack->L * stack->D - 1].P;
+}
 
 /* Those of layer k in `panels`, which have been found to match; pass 0 is forward, 1 backward. */
 fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int pass, int k);

@@ -11,7 +11,10 @@
 #ifdef FASTRNN_FUSED
 #include "product.h"
 #include "unpacked.h"
-#include "sequence.h"
+#include "run.h"
+#include "forward.h"
+#include "backward.h"
+#include "multiply.h"
 #endif
 
 const fastrnn_table PASTE(PASTE(PASTE(fastrnn_, FASTRNN_ISA_NAME), _), SUFFIX) = {
@@ -24,7 +27,6 @@ const fastrnn_table PASTE(PASTE(PASTE(fastrnn_, FASTRNN_ISA_NAME), _), SUFFIX) =
     .pack_rows = pack_all_rows,
     .pack_columns = pack_all_columns,
     .multiply = multiply_all,
-    .sums_size = sums_size,
     .run_forward = run_forward,
     .run_backward = run_backward,
 #endif

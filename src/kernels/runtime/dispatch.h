@@ -7,8 +7,8 @@
 
 /* Runs of one layer and direction, as fastrnn_table has them; by precision, float32 first. */
 typedef struct {
-    int (*forward[2])(fastrnn_run *run);
-    int (*backward[2])(fastrnn_run *run);
+    int (*forward[2])(const fastrnn_forward_run *run);
+    int (*backward[2])(const fastrnn_backward_run *run);
 } fastrnn_backend;
 
 /* Offer the runs of a back end, which become the engine `blas`, and those of `baseline`, which has none of its own. The

@@ -1,0 +1,115 @@
+/* The batch of a call: which rows are real, where they lie, and the states of segments and rows. */
+#include "call.h"
+
+#include <string.h>
+
+batch_t fastrnn_open_batch(const fastrnn_stack *stack, const fastrnn_call *call)
+{
+    batch_t b = {.stack = stack, .call = call, .map = call->map, .item = stack->item};
+    b.tape = fastrnn_open_arena(call->tape);
+    b.workspace = fastrnn_open_arena(call->workspace);
+    if (b.map) {
+        b.at = fastrnn_map_view(b.map);
+        b.N = b.map->N, b.S = b.map->S, b.steps = b.map->steps;
+        b.offsets = b.at.offsets;
+        return b;
+    }
+    b.N = call->T * call->B, b.S = call->B, b.steps = call->B ? call->T : 0;
+    int64_t *offsets = fastrnn_take(&b.workspace, sizeof(int64_t) * (size_t)(b.steps + 1));
+    for (int64_t t = 0; offsets && t <= b.steps; t++)
+        offsets[t] = t * call->B;
+    b.offsets = offsets;
+    return b;
+}
+
+fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width, int exact)
+{
+    const int64_t T = b->call->T, B = b->call->B;
+    const int packed = b->map && b->map->packed;
+    const int even = packed || (!b->map && (B == 1 || T == 1 || s.step == B * s.row));
+    const int64_t ld = B == 1 && !packed ? (T == 1 ? width : s.step) : s.row;
+    if (even && (ld == width || !exact))
+        return (fastrnn_rows){s.data, ld, 0, 0};
+    return (fastrnn_rows){s.data, s.row, packed ? s.row : s.step, 1}; /* packed rows count as steps of one row */
+}
+
+void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width)
+{
+    const size_t bytes = (size_t)width * b->item;
+    for (int64_t t = 0, cell = 0; t < b->call->T; t++)
+        for (int64_t row = 0; row < b->call->B; row++, cell++)
+            if (b->at.place[cell] < 0)
+                memset((char *)s.data + (size_t)(t * s.step + row * s.row) * b->item, 0, bytes);
+}
+
+/* The states (S, width) that segments of layer k begin with, from the given ones (L*D, B, width). */
+void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t width, char *to)
+{
+    const size_t bytes = (size_t)width * b->item;
+    const char *from = given ? (const char *)given + (size_t)(k * b->call->B) * bytes : NULL;
+    if (!b->map && from) {
+        if (to != from) /* the final state may lie where the initial one does */
+            memmove(to, from, (size_t)b->S * bytes);
+        return;
+    }
+    const int64_t *begin = b->map ? b->at.begin[b->stack->layers[k].reverse] : NULL;
+    for (int64_t s = 0; s < b->S; s++)
+        if (from && begin[s] >= 0)
+            memcpy(to + (size_t)s * bytes, from + (size_t)begin[s] * bytes, bytes);
+        else
+            memset(to + (size_t)s * bytes, 0, bytes);
+}
+
+/* The final states (L*D, B, width) of rows, from those of the segments. */
+void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *given, int64_t width, void *final)
+{
+    const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
+    const int64_t *end = b->at.end[b->stack->layers[k].reverse];
+    if (!final)
+        return;
+    for (int64_t row = 0; row < b->call->B; row++) {
+        char *to = (char *)final + at + (size_t)row * bytes;
+        if (end[row] >= 0)
+            memcpy(to, from + (size_t)end[row] * bytes, bytes);
+        else if (end[row] == FASTRNN_STATE_GIVEN && given)
+            memmove(to, (const char *)given + at + (size_t)row * bytes, bytes);
+        else
+            memset(to, 0, bytes);
+    }
+}
+
+/* Gradients of the states of segments (S, width) after their last step, from those of the rows. */
+void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t width, char *to)
+{
+    const size_t bytes = (size_t)width * b->item;
+    const char *from = given ? (const char *)given + (size_t)(k * b->call->B) * bytes : NULL;
+    if (!b->map) {
+        if (from)
+            memmove(to, from, (size_t)b->S * bytes);
+        else
+            memset(to, 0, (size_t)b->S * bytes);
+        return;
+    }
+    const int64_t *end = b->at.end[b->stack->layers[k].reverse];
+    memset(to, 0, (size_t)b->S * bytes);
+    for (int64_t row = 0; from && row < b->call->B; row++)
+        if (end[row] >= 0)
+            memcpy(to + (size_t)end[row] * bytes, from + (size_t)row * bytes, bytes);
+}
+
+/* Gradients of the given states (L*D, B, width), from those of the segments; that of a row whose state passes through. */
+void fastrnn_begin_gradients(const batch_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out)
+{
+    const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
+    const int64_t *begin = b->at.begin[b->stack->layers[k].reverse], *end = b->at.end[b->stack->layers[k].reverse];
+    for (int64_t row = 0; row < b->call->B; row++) {
+        char *to = (char *)out + at + (size_t)row * bytes;
+        if (end[row] != FASTRNN_STATE_GIVEN || !dfinal)
+            memset(to, 0, bytes);
+        else
+            memmove(to, (const char *)dfinal + at + (size_t)row * bytes, bytes);
+    }
+    for (int64_t s = 0; s < b->S; s++)
+        if (begin[s] >= 0)
+            memcpy((char *)out + at + (size_t)begin[s] * bytes, from + (size_t)s * bytes, bytes);
+}

@@ -1,0 +1,81 @@
+/* A call of the executor: its batch, and where each layer reads, writes and keeps. Shared by batch.c, layout.c,
+ * executor.c and check.c. */
+#ifndef FASTRNN_CALL_H
+#define FASTRNN_CALL_H
+
+#include "dispatch.h"
+#include "map.h"
+#include "stack.h"
+
+/* What backward needs of a layer and direction: h_0 (S, P), c_0 (S, H), gates (N, A*H), c (N, H). */
+typedef struct {
+    char *h_0, *c_0, *gates, *c;
+} kept_t;
+
+/* Where a layer, all directions, reads and writes packed rows, and what it keeps. */
+typedef struct {
+    fastrnn_rows x; /* of layer 0 as the caller has it */
+    fastrnn_rows h; /* the history, directions side by side; no data: a ring in the scratch of each run */
+    kept_t kept[2];
+} level_t;
+
+/* The head of a tape. */
+typedef struct {
+    uint64_t magic, hash;
+    int64_t N, S, steps, holds_top; /* whether it holds the history of the top layer */
+} tape_head;
+
+#define TAPE_MAGIC UINT64_C(0x65706174746e7266)
+
+typedef struct {
+    const fastrnn_stack *stack;
+    const fastrnn_call *call;
+    const fastrnn_map_head *map; /* NULL: all steps are real */
+    fastrnn_map_arrays at;       /* of the map */
+    int64_t N, S, steps;
+    size_t item;
+    const int64_t *offsets;
+    fastrnn_rows x, y;   /* the caller's */
+    level_t *levels;     /* [L] */
+    fastrnn_arena tape, workspace; /* of the workspace: what no run has taken */
+    char *between[2];    /* backward: gradients between layers take turns in these */
+} batch_t;
+
+static inline int is_kept(const fastrnn_call *call) { return call->keep != FASTRNN_KEEP_NOTHING; }
+
+/* ---- batch.c --------------------------------------------------------------------------------------- */
+
+batch_t fastrnn_open_batch(const fastrnn_stack *stack, const fastrnn_call *call);
+
+/* Packed rows of `width` numbers in a sequence of the caller's. `exact`: nothing may lie between the rows. */
+fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width, int exact);
+
+/* Zeros in the cells of a padded sequence that no real step has. */
+void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width);
+
+/* The states (S, width) that the segments of layer k begin with, from the given ones (L*D, B, width). */
+void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t width, char *to);
+
+/* The final states (L*D, B, width) of rows, from those of the segments. */
+void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *given, int64_t width, void *final);
+
+/* The gradients of both, against that order. */
+void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t width, char *to);
+void fastrnn_begin_gradients(const batch_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out);
+
+/* ---- layout.c -------------------------------------------------------------------------------------- */
+
+/* Whether backward finds a layer's activations in the history of h: so does an RNN, if its rows lie side by side. */
+int fastrnn_keeps_gates(const fastrnn_stack *stack, const fastrnn_layer *layer);
+
+/* Place everything but the scratch of runs in tape and workspace; without memory, only measure. */
+void fastrnn_lay_out(batch_t *b, int pass);
+
+/* Place the scratch of a run; its sizes, and whether its rows are scattered, are known. */
+void fastrnn_take_forward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_forward_run *run);
+void fastrnn_take_backward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_backward_run *run);
+
+/* What forward and backward of layer k have in common. */
+fastrnn_run fastrnn_open_run(const batch_t *b, int k);
+
+#endif

@@ -1,0 +1,37 @@
+/* Products of whole matrices, and the packing of weights, as the table offers them. */
+
+static void pack_all_rows(int blocks, fastrnn_size units, fastrnn_size K, const void *w, void *panels)
+{
+    panels_of_rows(blocks, units, K, w, K, panels);
+}
+
+static void pack_all_columns(fastrnn_size units, fastrnn_size K, const void *w, void *panels)
+{
+    panels_of_columns(units, weight_width(1), K, 0, K, w, units, panels, 0, vector_count(units));
+}
+
+typedef struct {
+    product_t p; /* but for the member */
+    fastrnn_size rows;
+} shared_product;
+
+static void work_multiply(void *context, const fastrnn_member *me)
+{
+    const shared_product *shared = context;
+    product_t p = shared->p;
+    p.me = me;
+    const int by_rows = shared->rows >= 8 * me->size;
+    const span_t rows = share_of(by_rows ? me : &alone, shared->rows, 1);
+    const span_t vectors = share_of(by_rows ? &alone : me, vector_count(p.units), 1);
+    run_product(&p, rows.from, rows.to, vectors.from, vectors.to, 0, 0);
+}
+
+static int multiply_all(fastrnn_size M, fastrnn_size N, fastrnn_size K, const void *a, fastrnn_size a_row,
+                        fastrnn_size a_k, const void *panels, void *c, int threads, const fastrnn_poll *poll)
+{
+    shared_product shared = {plain_product(NULL, K, N, panels, K, a, a_row, c), M};
+    shared.p.a_k = a_k;
+    if (2.0 * (double)M * (double)N * (double)K < FASTRNN_SHARED_CALL_FLOPS)
+        threads = 1;
+    return fastrnn_parallel(threads, work_multiply, &shared, poll);
+}

@@ -1,0 +1,78 @@
+/* Rows between packed order and a sequence as its owner has it. */
+#include "kernels.h"
+
+#include <string.h>
+
+/* The cell of a packed row. */
+static fastrnn_size cell_of(const fastrnn_run *run, fastrnn_size row)
+{
+    return run->cells.source ? (fastrnn_size)run->cells.source[row] : row;
+}
+
+typedef struct {
+    fastrnn_size t, b;
+} place_t;
+
+static char *memory_of(const fastrnn_run *run, const fastrnn_rows *rows, place_t at)
+{
+    return (char *)rows->data + (at.t * rows->step + at.b * rows->row) * (fastrnn_size)run->item;
+}
+
+/* The next cell, in the order of the direction, that repeats the output of the row at `at`. */
+static int repeats(const fastrnn_run *run, place_t *at)
+{
+    const fastrnn_cells *cells = &run->cells;
+    at->t += run->layer->reverse ? -1 : 1;
+    return at->t >= 0 && at->t < cells->T && cells->place[at->t * cells->B + at->b] < 0;
+}
+
+static void add_row(const fastrnn_run *run, const char *from, fastrnn_size width, char *to)
+{
+    if (run->item == sizeof(float))
+        for (fastrnn_size k = 0; k < width; k++)
+            ((float *)to)[k] += ((const float *)from)[k];
+    else
+        for (fastrnn_size k = 0; k < width; k++)
+            ((double *)to)[k] += ((const double *)from)[k];
+}
+
+void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
+                    fastrnn_size n, int is_gradient, void *to)
+{
+    const size_t bytes = (size_t)width * run->item;
+    char *out = to;
+    for (fastrnn_size row = first; row < first + n; row++, out += bytes) {
+        const fastrnn_size cell = cell_of(run, row);
+        place_t at = {cell / run->cells.B, cell % run->cells.B};
+        memcpy(out, memory_of(run, rows, at), bytes);
+        while (is_gradient && run->cells.repeat && repeats(run, &at))
+            add_row(run, memory_of(run, rows, at), width, out);
+    }
+}
+
+void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
+                     fastrnn_size n, int is_output, const void *from, fastrnn_size ld)
+{
+    const size_t bytes = (size_t)width * run->item;
+    const char *in = from;
+    for (fastrnn_size row = first; row < first + n; row++, in += (size_t)ld * run->item) {
+        const fastrnn_size cell = cell_of(run, row);
+        place_t at = {cell / run->cells.B, cell % run->cells.B};
+        memcpy(memory_of(run, rows, at), in, bytes);
+        while (is_output && run->cells.repeat && repeats(run, &at))
+            memcpy(memory_of(run, rows, at), in, bytes);
+    }
+}
+
+fastrnn_size fastrnn_next_chunk(const fastrnn_run *run, fastrnn_size done, int from_end)
+{
+    const fastrnn_size *offsets = run->offsets, edge = run->T - done;
+    fastrnn_size steps = 1;
+    if (from_end)
+        while (steps < edge && offsets[edge] - offsets[edge - steps - 1] <= run->chunk)
+            steps++;
+    else
+        while (done + steps < run->T && offsets[done + steps + 1] - offsets[done] <= run->chunk)
+            steps++;
+    return steps;
+}
