@@ -2,13 +2,15 @@
 
 Only engine/variant.c gets machine flags, once per instruction set and precision, so the package runs on any
 processor of the architecture.
-FASTRNN_WERROR=1 turns warnings into errors; FASTRNN_SANITIZE=address,undefined builds with sanitizers.
+FASTRNN_WERROR=1 turns warnings into errors; FASTRNN_SANITIZE=address,undefined builds with sanitizers and
+assertions (FASTRNN_ASSERT).
 """
 
+import contextlib
 import glob
 import os
 import platform
-import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy
@@ -19,6 +21,7 @@ KERNELS = "src/kernels/"
 HEADERS = sorted(glob.glob(KERNELS + "**/*.h", recursive=True))
 INCLUDES = [KERNELS + part for part in ("include", "cells", "engine", "simd", "runtime")]
 LIBRARY = "fastrnn/_lib/libfastrnn.so"
+HEADER = "fastrnn/_lib/include/fastrnn.h"
 VARIANT = KERNELS + "engine/variant.c"
 ENGINE = sorted(set(glob.glob(KERNELS + "engine/*.c") + glob.glob(KERNELS + "runtime/*.c")) - {VARIANT})
 MACHINE = platform.machine().lower()
@@ -33,31 +36,42 @@ elif MACHINE in ("aarch64", "arm64"):
     ISAS |= {"neon": ["-DFASTRNN_NEON"]}
     MACROS = ["-DFASTRNN_HAVE_NEON"]
 
-# -ffp-contract=off: a multiply-add is fused where the source says so and nowhere else.
-FLAGS = ["-O2", "-g0", "-std=gnu11", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS = ["-O2", "-g0", "-std=gnu11", "-pthread", "-fvisibility=hidden", "-fno-math-errno"]
+FLAGS += ["-ffp-contract=off"]  # a multiply-add is fused where the source says so and nowhere else
 LINK = ["-pthread"]
 if os.environ.get("FASTRNN_WERROR"):
     FLAGS += ["-Wall", "-Wextra", "-Werror"]
 if os.environ.get("FASTRNN_SANITIZE"):
-    FLAGS += ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=" + os.environ["FASTRNN_SANITIZE"]]
-    LINK += ["-fsanitize=" + os.environ["FASTRNN_SANITIZE"]]
+    SANITIZE = "-fsanitize=" + os.environ["FASTRNN_SANITIZE"]
+    FLAGS += ["-g", "-O1", "-fno-omit-frame-pointer", "-DFASTRNN_ASSERTS", SANITIZE]
+    LINK += [SANITIZE]
+MACOS = sys.platform == "darwin"
+# -Bsymbolic-functions: calls within the library go straight to the function.
+SONAME = "-Wl,-install_name,@rpath/libfastrnn.so" if MACOS else "-Wl,-Bsymbolic-functions,-soname,libfastrnn.so"
+RPATH = "-Wl,-rpath," + ("@loader_path" if MACOS else "$ORIGIN") + "/../_lib"
+
+
+def read(path):
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
+        return file.read()
 
 
 class BuildExt(build_ext):
     """Build the engine first, its files side by side, then the extensions that link to it."""
 
     def build_extensions(self):
-        library = os.path.join(self.build_lib, LIBRARY)
+        flags, flags_file = repr([self.compiler.compiler_so, FLAGS]), os.path.join(self.build_temp, "flags")
+        self.force = self.force or read(flags_file) != flags
+        library, header = (os.path.join(self.build_lib, file) for file in (LIBRARY, HEADER))
         self.build_engine(library)
+        self.mkpath(os.path.dirname(header))
+        self.copy_file(KERNELS + "include/fastrnn.h", header)
         for extension in self.extensions:
-            extension.library_dirs.append(os.path.dirname(library))
+            extension.extra_objects.append(library)
             extension.depends.append(library)
         super().build_extensions()
-
-    def copy_extensions_to_source(self):  # of an editable install
-        super().copy_extensions_to_source()
-        os.makedirs(os.path.dirname(LIBRARY), exist_ok=True)
-        shutil.copy2(os.path.join(self.build_lib, LIBRARY), LIBRARY)
+        with open(flags_file, "w") as file:  # a build with other flags makes everything again
+            file.write(flags)
 
     def build_engine(self, library):
         jobs = [(source, "", MACROS) for source in ENGINE]
@@ -69,25 +83,36 @@ class BuildExt(build_ext):
         if not self.force and os.path.exists(library) and os.path.getmtime(library) > newest:
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [
-                part for parts in pool.map(lambda job: self.compile_part(*job), jobs) for part in parts
-            ]
-        os.makedirs(os.path.dirname(library), exist_ok=True)
-        self.compiler.link_shared_object(
-            objects,
-            library,
-            # -Bsymbolic-functions: calls within the library go straight to the function.
-            extra_postargs=[*LINK, "-Wl,-Bsymbolic-functions,-soname," + os.path.basename(library)],
-        )
+            parts = pool.map(lambda job: self.compile_part(*job), jobs)
+            objects = [part for compiled in parts for part in compiled]
+        linker = self.compiler.linker_so  # on macOS it makes bundles, which nothing can link to
+        self.compiler.linker_so = ["-dynamiclib" if part == "-bundle" else part for part in linker]
+        self.compiler.link_shared_object(objects, library, extra_postargs=[*LINK, SONAME])
+        self.compiler.linker_so = linker
 
     def compile_part(self, source, variant, flags):
         return self.compiler.compile(
             [source],
             output_dir=os.path.join(self.build_temp, variant),
             include_dirs=INCLUDES,
-            extra_postargs=[*FLAGS, "-fvisibility=hidden", *flags],
+            extra_postargs=[*FLAGS, *flags],
             depends=HEADERS,
         )
+
+    # Editable installs: what is built lies in the source folder, too.
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        for file in (LIBRARY, HEADER):
+            self.mkpath(os.path.dirname(file))
+            self.copy_file(os.path.join(self.build_lib, file), file)
+
+    def get_outputs(self):
+        return [*super().get_outputs(), *(os.path.join(self.build_lib, file) for file in (LIBRARY, HEADER))]
+
+    def get_output_mapping(self):
+        here = {os.path.join(self.build_lib, file): file for file in (LIBRARY, HEADER)}
+        return super().get_output_mapping() | (here if self.inplace else {})
 
 
 def extension(source):
@@ -98,9 +123,8 @@ def extension(source):
         depends=[*HEADERS, *glob.glob("fastrnn/_kernels/*.pxd")],
         include_dirs=[*INCLUDES, numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        libraries=["fastrnn"],
         extra_compile_args=[*FLAGS, "-Wno-unused-parameter", "-Wno-unused-function"],
-        extra_link_args=[*LINK, "-Wl,-rpath,$ORIGIN/../_lib"],
+        extra_link_args=[*LINK, RPATH],
     )
 
 

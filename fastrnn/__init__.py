@@ -6,6 +6,7 @@
     functional  one layer, one direction, over plain arrays; reference: the same in NumPy
     diagnostics gradient_flow: what vanishes and what explodes
     settings    set_num_threads, get_num_threads, release_memory, show_config
+    in C        get_include, get_library
 
 Shape letters in all documentation: T time steps, B batch rows, I input size, H hidden size,
 P projection size, L layers, D directions, G gate rows (H, 3H or 4H).
@@ -28,7 +29,14 @@ from . import functional
 from .base import Gradients
 from .layers import Dense, Dropout, Embedding, LastStep
 from .recurrent import GRU, LSTM, RNN
-from .settings import get_num_threads, release_memory, set_num_threads, show_config
+from .settings import (
+    get_include,
+    get_library,
+    get_num_threads,
+    release_memory,
+    set_num_threads,
+    show_config,
+)
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -53,6 +61,8 @@ __all__ = [
     "diagnostics",
     "functional",
     "generate",
+    "get_include",
+    "get_library",
     "get_num_threads",
     "iter_generate",
     "load",

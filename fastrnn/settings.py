@@ -1,6 +1,6 @@
 """Settings of the process: the engine in use, the threads, and a description of both.
 
-Environment, read once at import:
+Environment, read once, by the engine when it is loaded (src/kernels/runtime/settings.c):
 
     FASTRNN_ISA          the engine: `x86_v4` (AVX-512), `x86_v3` (AVX2, FMA) or `neon`, the fused kernels of
                          src/kernels for that instruction set; `blas`, SciPy's products with our elementwise
@@ -27,6 +27,9 @@ import scipy.linalg.cython_blas as _cython_blas
 from . import _kernels
 from .arguments import as_size
 from .version import __version__
+
+# Where the extensions find it when they are loaded. An editable install may have them elsewhere than this file.
+_LIBRARY_FOLDER = os.path.join(os.path.dirname(os.path.abspath(_kernels.__path__[0])), "_lib")
 
 
 class _BlasThreads:
@@ -85,14 +88,14 @@ def set_num_threads(n: int) -> None:
         `n` is no integer, or not from 1 to 1024.
     """
     n = as_size("set_num_threads", "n", n, maximum=_kernels.MOST_THREADS)
-    _kernels.use_threads(n)
+    _kernels.set_threads(n)
     if not _kernels.is_fused():
         _blas().set(n)
 
 
 def get_num_threads() -> int:
     """How many threads a call uses at most."""
-    return _kernels.threads() if _kernels.is_fused() else _blas().get()
+    return _kernels.get_threads() if _kernels.is_fused() else _blas().get()
 
 
 def release_memory() -> int:
@@ -117,6 +120,52 @@ def release_memory() -> int:
     return _kernels.release_memory()
 
 
+def get_include() -> str:
+    """Folder of `fastrnn.h`, the API of the engine for programs in C and C++.
+
+    Returns
+    -------
+    str
+        What the compiler's `-I` takes.
+
+    See Also
+    --------
+    get_library : what to link with.
+
+    Examples
+    --------
+    >>> import os, fastrnn
+    >>> os.path.exists(os.path.join(fastrnn.get_include(), "fastrnn.h"))
+    True
+    """
+    return os.path.join(_LIBRARY_FOLDER, "include")
+
+
+def get_library() -> str:
+    """Path of the engine, a shared library that needs no Python.
+
+    A process has one engine with one pool of threads: all programs and extensions that link with this file
+    share it.
+
+    Returns
+    -------
+    str
+        `cc -I$INCLUDE program.c $LIBRARY -Wl,-rpath,$(dirname $LIBRARY)` links a program with it, where
+        `INCLUDE` is what `get_include` returns.
+
+    See Also
+    --------
+    get_include : what to compile with.
+
+    Examples
+    --------
+    >>> import ctypes, fastrnn
+    >>> ctypes.CDLL(fastrnn.get_library()).fastrnn_abi()
+    1
+    """
+    return os.path.join(_LIBRARY_FOLDER, "libfastrnn.so")
+
+
 def show_config() -> None:
     """Print what is in use: version, engine, instruction sets, threads, BLAS, Python and its packages."""
     print(_description())
@@ -138,16 +187,6 @@ def _description() -> str:
     return "\n".join(f"{name:16s} {value}" for name, value in rows.items())
 
 
-def _choose_engine(name: str | None) -> str:
-    """The engine that FASTRNN_ISA asks for; ValueError lists those the machine has."""
-    there = _kernels.engines()
-    if name in (None, ""):
-        return there[-1]
-    if name not in there:
-        raise ValueError(f"FASTRNN_ISA is {name!r}; this machine has {', '.join(there)}")
-    return str(name)
-
-
 def _choose_check(value: str | None) -> bool:
     """Whether FASTRNN_CHECK_FROZEN asks for it."""
     if value not in (None, "", "0", "1"):
@@ -155,21 +194,8 @@ def _choose_check(value: str | None) -> bool:
     return value == "1"
 
 
-def _cores() -> int:
-    """The cores that this process may run on."""
-    there = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return len(there)
-
-
-_kernels.use_engine(_choose_engine(os.environ.get("FASTRNN_ISA")))
-_kernels.use_threads(min(_cores(), _kernels.MOST_THREADS))
+# The engine has read the environment. BLAS has a setting of its own, which stays unless somebody asks.
+_kernels.check_settings()
 _kernels.check_frozen(_choose_check(os.environ.get("FASTRNN_CHECK_FROZEN")))
-
-if os.environ.get("FASTRNN_NUM_THREADS"):
-    try:
-        set_num_threads(int(os.environ["FASTRNN_NUM_THREADS"]))
-    except ValueError as error:
-        given = os.environ["FASTRNN_NUM_THREADS"]
-        raise ValueError(
-            f"FASTRNN_NUM_THREADS is {given!r}, expected an integer from 1 to {_kernels.MOST_THREADS}"
-        ) from error
+if os.environ.get("FASTRNN_NUM_THREADS") and not _kernels.is_fused():
+    _blas().set(_kernels.get_threads())

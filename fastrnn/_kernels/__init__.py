@@ -14,18 +14,19 @@
     _engine     the declarations of the C headers (the same)
 """
 
-from .dense import Affine, activation, product  # and with it blas, which offers itself to settings
+from .dense import Affine, activation, product  # and with it blas, which registers itself as a back end
 from .leases import Lease, Ledger, check_frozen, frozen_owner
 from .memory import empty, release_memory, spare_memory
 from .settings import (
     MOST_THREADS,
     cell_shapes,
+    check_settings,
     engine,
     engines,
+    get_threads,
     is_fused,
-    threads,
+    set_threads,
     use_engine,
-    use_threads,
 )
 from .stack import Map, Stack, Tape
 from .stream import Stepper, Turn
@@ -45,15 +46,16 @@ __all__ = [
     "activation",
     "cell_shapes",
     "check_frozen",
+    "check_settings",
     "empty",
     "engine",
     "engines",
     "frozen_owner",
+    "get_threads",
     "is_fused",
     "product",
     "release_memory",
+    "set_threads",
     "spare_memory",
-    "threads",
     "use_engine",
-    "use_threads",
 ]

@@ -31,7 +31,9 @@ cdef extern from "fastrnn.h" nogil:
         FASTRNN_BIAS_HH
         FASTRNN_PROJECTED
         FASTRNN_REVERSE
+        FASTRNN_MOST_THREADS
     ctypedef enum fastrnn_status:
+        FASTRNN_OK
         FASTRNN_STOPPED
     ctypedef struct fastrnn_spec:
         size_t size
@@ -97,9 +99,14 @@ cdef extern from "fastrnn.h" nogil:
     fastrnn_status fastrnn_forward(const fastrnn_stack *, const fastrnn_call *)
     fastrnn_status fastrnn_backward(const fastrnn_stack *, const fastrnn_call *)
 
+    const char *fastrnn_engine()
+    int fastrnn_engines(const char **, int)
+    fastrnn_status fastrnn_use_engine(const char *)
+    int fastrnn_get_threads()
+    fastrnn_status fastrnn_set_threads(int)
+    fastrnn_status fastrnn_check_settings(char *)
+
 cdef extern from "threads.h" nogil:
-    enum:
-        FASTRNN_MOST_THREADS
     ctypedef struct Poll "fastrnn_poll":
         int (*ask)(void *) except -1 nogil
         void *context
@@ -109,7 +116,7 @@ cdef extern from "threads.h" nogil:
 
 cdef extern from "kernels.h" nogil:
     enum: FASTRNN_CELLS
-    enum: FASTRNN_MOST_ISAS
+    enum: MOST_ENGINES "FASTRNN_MOST_ISAS + 1"  # and `blas`
     ctypedef struct fastrnn_cell_shape:
         const char *name
         int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset, stages
@@ -211,7 +218,6 @@ cdef extern from "kernels.h" nogil:
         int lanes_f32
         const fastrnn_table *table[2]
     const fastrnn_cell_shape fastrnn_cell_shapes[]
-    int fastrnn_available_isas(const fastrnn_isa **)
     double fastrnn_seconds()
 
 
@@ -219,8 +225,6 @@ cdef extern from "dispatch.h" nogil:
     ctypedef struct fastrnn_backend:
         int (*forward[2])(const ForwardRun *) except -1 nogil
         int (*backward[2])(const BackwardRun *) except -1 nogil
+    void fastrnn_register_backend(const fastrnn_backend *)
     const fastrnn_isa *fastrnn_current_isa()
     int fastrnn_is_fused()
-    void fastrnn_use(const fastrnn_isa *, const fastrnn_backend *)
-    int fastrnn_most_threads()
-    int fastrnn_use_threads(int)

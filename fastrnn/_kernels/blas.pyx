@@ -29,9 +29,8 @@ from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 from fastrnn._kernels._engine cimport (
     BackwardRun, ForwardRun, Poll, Run, fastrnn_backend, fastrnn_cell, fastrnn_cell_backward, fastrnn_cell_forward,
     fastrnn_current_isa, fastrnn_flush_denormals, fastrnn_gather, fastrnn_layer, fastrnn_next_chunk,
-    fastrnn_restore_mode, fastrnn_scatter, fastrnn_table, fastrnn_weights,
+    fastrnn_register_backend, fastrnn_restore_mode, fastrnn_scatter, fastrnn_table, fastrnn_weights,
 )
-from fastrnn._kernels.settings cimport offer_blas
 from fastrnn._kernels.signals cimport ask
 
 
@@ -443,4 +442,4 @@ cdef int backward_f64(const BackwardRun *a) except -1 nogil:
 cdef fastrnn_backend backend
 backend.forward[0], backend.forward[1] = forward_f32, forward_f64
 backend.backward[0], backend.backward[1] = backward_f32, backward_f64
-offer_blas(&backend)
+fastrnn_register_backend(&backend)

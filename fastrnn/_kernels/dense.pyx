@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from fastrnn._kernels._engine cimport (
-    Poll, fastrnn_current_isa, fastrnn_flush_denormals, fastrnn_is_fused, fastrnn_most_threads, fastrnn_restore_mode,
+    Poll, fastrnn_current_isa, fastrnn_flush_denormals, fastrnn_is_fused, fastrnn_get_threads, fastrnn_restore_mode,
     fastrnn_table,
 )
 from fastrnn._kernels.blas cimport Product, product_by_blas
@@ -54,7 +54,7 @@ cdef inline const fastrnn_table *table_for(const Product *p) noexcept nogil:
 cdef int multiply(const Product *p, const void *panels) except -1:
     """By the engine in use, which has panels of b if it is a fused one."""
     cdef bint fused = fastrnn_is_fused()
-    cdef int stopped, threads = fastrnn_most_threads()
+    cdef int stopped, threads = fastrnn_get_threads()
     cdef Watch watch
     cdef Poll poll
     if not p.M or not p.N:

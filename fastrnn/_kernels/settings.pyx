@@ -1,22 +1,18 @@
 """What the process has set: the engine in use, its threads. And what the engine knows of its cells."""
 
 from fastrnn._kernels._engine cimport (
-    FASTRNN_CELLS, FASTRNN_MOST_ISAS, FASTRNN_MOST_THREADS, fastrnn_available_isas, fastrnn_backend,
-    fastrnn_cell_shapes, fastrnn_current_isa, fastrnn_isa, fastrnn_is_fused, fastrnn_most_threads, fastrnn_use,
-    fastrnn_use_threads,
+    FASTRNN_CELLS, FASTRNN_MOST_THREADS, FASTRNN_OK, MOST_ENGINES, fastrnn_cell_shapes, fastrnn_check_settings,
+    fastrnn_engine, fastrnn_engines, fastrnn_get_threads, fastrnn_is_fused, fastrnn_set_threads, fastrnn_use_engine,
 )
 
 MOST_THREADS = FASTRNN_MOST_THREADS  # of one call
 
-cdef const fastrnn_isa *available_isas[FASTRNN_MOST_ISAS]
-cdef int isa_count = fastrnn_available_isas(available_isas)
-cdef const fastrnn_backend *blas = NULL
 
-
-cdef void offer_blas(const fastrnn_backend *backend) noexcept:
-    """Make `backend` the one that runs where there are no fused kernels, or where BLAS is asked for."""
-    global blas
-    blas = backend
+def check_settings():
+    """Raise ValueError if the environment asks for what cannot be."""
+    cdef char error[256]
+    if fastrnn_check_settings(error) != FASTRNN_OK:
+        raise ValueError((<bytes>error).decode(errors="backslashreplace"))
 
 
 def engines():
@@ -25,27 +21,22 @@ def engines():
     Each instruction set is one; `blas` is SciPy's products with the elementwise kernels of the widest.
     `baseline`, which every processor has, has no fused kernels, so its products are SciPy's as well.
     """
-    names = [available_isas[k].name.decode() for k in range(isa_count)]
-    return [*names, "blas"] if isa_count == 1 else ["blas", *names]
+    cdef const char *names[MOST_ENGINES]
+    cdef int count = fastrnn_engines(names, MOST_ENGINES)
+    return [names[k].decode() for k in range(count)]
 
 
 def use_engine(str name):
     """Run everything from now on by the engine `name`, one of engines(). Returns the one used before."""
     before = engine()
-    names = [available_isas[k].name.decode() for k in range(isa_count)]
-    isa = available_isas[isa_count - 1 if name == "blas" else names.index(name)]
-    if name != "blas" and isa.table[0].run_forward != NULL:
-        fastrnn_use(isa, NULL)
-    else:
-        fastrnn_use(isa, blas)
+    if fastrnn_use_engine(name.encode()) != FASTRNN_OK:
+        raise ValueError(f"no engine is called {name!r}; this machine has {', '.join(engines())}")
     return before
 
 
 def engine():
     """The name of the engine in use."""
-    isa = fastrnn_current_isa()
-    by_blas = not fastrnn_is_fused() and (isa_count == 1 or isa.table[0].run_forward != NULL)
-    return "blas" if by_blas else isa.name.decode()
+    return fastrnn_engine().decode()
 
 
 def is_fused():
@@ -53,14 +44,15 @@ def is_fused():
     return bool(fastrnn_is_fused())
 
 
-def use_threads(int n):
-    """Let the engine use up to `n` threads. Returns the number before."""
-    return fastrnn_use_threads(n)
+def set_threads(int n):
+    """Let the engine use up to `n` threads."""
+    if fastrnn_set_threads(n) != FASTRNN_OK:
+        raise ValueError(f"{n} threads, expected 1 to {MOST_THREADS}")
 
 
-def threads():
+def get_threads():
     """The most threads that the engine uses."""
-    return fastrnn_most_threads()
+    return fastrnn_get_threads()
 
 
 def cell_shapes():

@@ -104,7 +104,7 @@ void fastrnn_open_run(const batch_t *b, int k, fastrnn_run *run)
     const fastrnn_call *call = b->call;
     const fastrnn_layer *layer = &stack->layers[k];
     const level_t *level = &b->levels[k / stack->D];
-    const int direction = k % stack->D, most = fastrnn_most_threads(), packed = b->map && b->map->packed;
+    const int direction = k % stack->D, most = fastrnn_get_threads(), packed = b->map && b->map->packed;
     char *h_rows = level->h.data;
     run->layer = layer;
     run->item = b->item;

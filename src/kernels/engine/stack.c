@@ -11,7 +11,7 @@
 
 typedef struct {
     uint64_t magic, hash;
-    char isa[16];
+    char engine[16]; /* "blas" has no panels, though it runs on the kernels of an instruction set that has */
     int32_t abi, passes;
     int64_t begin; /* bytes from the head to the first panel */
 } head_t;
@@ -104,6 +104,9 @@ static void follow_sizes(fastrnn_stack *stack, fastrnn_layer *layer)
 fastrnn_status fastrnn_stack_new(const fastrnn_spec *specs, int L, int D, fastrnn_stack **out, char error[256])
 {
     *out = NULL;
+    fastrnn_status status = fastrnn_check_settings(error);
+    if (status != FASTRNN_OK)
+        return status;
     if (L < 1 || D < 1 || D > 2 || (specs[0].dtype != FASTRNN_F32 && specs[0].dtype != FASTRNN_F64)) {
         snprintf(error, 256, "L, D, dtype are %d, %d, %d", L, D, (int)specs[0].dtype);
         return FASTRNN_INVALID;
@@ -116,7 +119,6 @@ fastrnn_status fastrnn_stack_new(const fastrnn_spec *specs, int L, int D, fastrn
     stack->L = L, stack->D = D, stack->dtype = specs[0].dtype;
     stack->item = stack->dtype == FASTRNN_F32 ? sizeof(float) : sizeof(double);
     stack->hash = mix(mix(stack->item, (uint64_t)L), (uint64_t)D);
-    fastrnn_status status = FASTRNN_OK;
     for (int k = 0; k < L * D && status == FASTRNN_OK; k++) {
         fastrnn_layer *layer = &stack->layers[k];
         status = read_spec(&specs[k], layer, error);
@@ -195,10 +197,9 @@ fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *p
 fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass)
 {
     const head_t *head = panels;
-    const fastrnn_isa *isa = fastrnn_current_isa();
     const int matches = head && head->magic == MAGIC && head->abi == FASTRNN_ABI && head->hash == stack->hash &&
                         head->passes & (pass ? FASTRNN_BACKWARD : FASTRNN_FORWARD) &&
-                        !strncmp(head->isa, isa->name, sizeof head->isa) &&
+                        !strncmp(head->engine, fastrnn_engine(), sizeof head->engine) &&
                         ((uintptr_t)panels + (uintptr_t)head->begin) % 64 == 0;
     return matches ? FASTRNN_OK : FASTRNN_WRONG_PANELS;
 }
@@ -228,11 +229,10 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
 
 fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes, void *panels)
 {
-    const fastrnn_isa *isa = fastrnn_current_isa();
     head_t *head = panels;
     const uintptr_t after = (uintptr_t)panels + sizeof *head;
     *head = (head_t){.magic = MAGIC, .hash = stack->hash, .abi = FASTRNN_ABI, .passes = passes};
-    strncpy(head->isa, isa->name, sizeof head->isa - 1);
+    strncpy(head->engine, fastrnn_engine(), sizeof head->engine - 1);
     head->begin = (int64_t)(((after + 63) & ~(uintptr_t)63) - (uintptr_t)panels);
     if (!fastrnn_is_fused())
         return FASTRNN_OK;

@@ -23,6 +23,7 @@ extern "C" {
 enum { FASTRNN_F32 = 1, FASTRNN_F64 };             /* dtypes */
 enum { FASTRNN_FORWARD = 1, FASTRNN_BACKWARD = 2 }; /* what panels are for: bits */
 enum { FASTRNN_KEEP_NOTHING, FASTRNN_KEEP_ALL };    /* what a tape holds */
+enum { FASTRNN_MOST_THREADS = 1024 };               /* of one call */
 /* Options of a spec: bits. REVERSE: from the last step to the first, as the second of two directions always runs. */
 enum { FASTRNN_BIAS_IH = 1, FASTRNN_BIAS_HH = 2, FASTRNN_PROJECTED = 4, FASTRNN_REVERSE = 8 };
 
@@ -148,7 +149,20 @@ FASTRNN_API fastrnn_status fastrnn_backward(const fastrnn_stack *stack, const fa
 /* ---- the process ----------------------------------------------------------------------------------- */
 
 FASTRNN_API int fastrnn_abi(void);
-FASTRNN_API const char *fastrnn_engine(void); /* the instruction set in use */
+
+/* Engines have names: "x86_v4" (AVX-512), "x86_v3" (AVX2, FMA), "neon": fused kernels for that instruction set. In a
+ * process with a back end for products, which Python brings, there are "blas" and "baseline" besides.
+ *
+ * The environment is read once, when the library is loaded: FASTRNN_ISA names the engine (default: the last of
+ * fastrnn_engines, the widest), FASTRNN_NUM_THREADS is the most threads of a call (default: the cores that the process
+ * may run on). Where either is wrong, fastrnn_check_settings says so, as does fastrnn_stack_new, until one that is
+ * right has been set. */
+FASTRNN_API const char *fastrnn_engine(void);                     /* the one in use; NULL: there is none */
+FASTRNN_API int fastrnn_engines(const char *names[], int most);   /* how many there are; `names` gets the first `most` */
+FASTRNN_API fastrnn_status fastrnn_use_engine(const char *name);  /* not while a call runs; pack again after it */
+FASTRNN_API int fastrnn_get_threads(void);
+FASTRNN_API fastrnn_status fastrnn_set_threads(int most);         /* 1 .. FASTRNN_MOST_THREADS, from the next call on */
+FASTRNN_API fastrnn_status fastrnn_check_settings(char error[256]);
 
 #ifdef __cplusplus
 }

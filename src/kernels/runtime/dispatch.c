@@ -1,4 +1,4 @@
-/* Which instruction sets this processor has, the engine in use, the shapes of the cells, a clock. */
+/* Which instruction sets this processor has, the shapes of the cells, a clock. */
 #include "dispatch.h"
 #include "fastrnn.h"
 #include <time.h>
@@ -44,39 +44,4 @@ double fastrnn_seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- the engine in use ------------------------------------------------------------------------------ */
-
-static struct {
-    const fastrnn_isa *isa;
-    const fastrnn_backend *backend;
-    int threads;
-} current = {.threads = 1};
-
-const fastrnn_isa *fastrnn_current_isa(void) { return current.isa; }
-const fastrnn_backend *fastrnn_current_backend(void) { return current.backend; }
-int fastrnn_is_fused(void) { return current.isa && !current.backend && current.isa->table[0]->run_forward; }
-
-void fastrnn_use(const fastrnn_isa *isa, const fastrnn_backend *backend)
-{
-    current.isa = isa;
-    current.backend = backend;
-}
-
-int fastrnn_most_threads(void) { return current.threads; }
-
-int fastrnn_use_threads(int most)
-{
-    const int before = current.threads;
-    current.threads = most;
-    return before;
-}
-
-/* Without a choice, the widest instruction set there is. */
-__attribute__((constructor)) static void choose_widest(void)
-{
-    const fastrnn_isa *there[FASTRNN_MOST_ISAS];
-    current.isa = there[fastrnn_available_isas(there) - 1];
-}
-
 int fastrnn_abi(void) { return FASTRNN_ABI; }
-const char *fastrnn_engine(void) { return current.isa->name; }

@@ -8,8 +8,6 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define FASTRNN_MOST_THREADS 1024
-
 /* Why a call ended early, where it was not the caller's poll that wanted it: the process forked in the middle of the
  * call, and this is the child, in which the other members do not exist. */
 #define FASTRNN_FORKED (-2)
