@@ -47,7 +47,9 @@ if os.environ.get("FASTRNN_SANITIZE"):
     LINK += [SANITIZE]
 MACOS = sys.platform == "darwin"
 # -Bsymbolic-functions: calls within the library go straight to the function.
-SONAME = "-Wl,-install_name,@rpath/libfastrnn.so" if MACOS else "-Wl,-Bsymbolic-functions,-soname,libfastrnn.so"
+SONAME = (
+    "-Wl,-install_name,@rpath/libfastrnn.so" if MACOS else "-Wl,-Bsymbolic-functions,-soname,libfastrnn.so"
+)
 RPATH = "-Wl,-rpath," + ("@loader_path" if MACOS else "$ORIGIN") + "/../_lib"
 
 
