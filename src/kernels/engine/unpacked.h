@@ -1,121 +1,198 @@
 /* Products of a few rows with weights as PyTorch has them, row-major (blocks*units, K).
  *
- * Packing reads and writes all of the weights, which is much more than one step of one row does. Here a square block of
- * them, LANES units by LANES steps of k, is loaded row by row and transposed in registers: then lane u of vector k is
- * what unit u multiplies a(r, k) with, just as in a panel. Each sum is the same chain in the order of k as in the tile
- * of product.h, so the bits are the same. */
+ * Packing reads and writes all of the weights, which is much more than one step of one row does. Here the weights of LANES
+ * units are read where they lie, PIECE steps of k at a time, and transposed in registers: then lane u of vector k is what
+ * unit u multiplies a(r, k) with, just as in a panel. Each sum is the same chain in the order of k as in the tile of
+ * product.h, so the bits are the same.
+ *
+ * Shuffles are what this costs. A piece is 128 bits of a row: vectors are filled with pieces of rows that lie PIECE apart,
+ * which takes loads, not shuffles, so that shuffles only exchange numbers within 128 bits. */
+#define PIECE ((fastrnn_size)(16 / sizeof(real)))
+#define MOST_STRIPS 4
+#define MOST_STRIP_ROWS 4
+#define LINE ((fastrnn_size)(64 / sizeof(real)))
 
+/* Piece g of the vector is from row g*PIECE of w. */
+INLINE V load_pieces(const real *w, fastrnn_size ld)
+{
+#if defined(FASTRNN_X86_V4) && defined(REAL_F32)
+    __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(w));
+    x = _mm512_mask_broadcast_f32x4(x, 0x00f0, _mm_loadu_ps(w + 4 * ld));
+    x = _mm512_mask_broadcast_f32x4(x, 0x0f00, _mm_loadu_ps(w + 8 * ld));
+    return (V)_mm512_mask_broadcast_f32x4(x, 0xf000, _mm_loadu_ps(w + 12 * ld));
+#elif defined(FASTRNN_X86_V4)
+    __m512d x = _mm512_castpd128_pd512(_mm_loadu_pd(w));
+    x = _mm512_mask_broadcast_f64x2(x, 0x0c, _mm_loadu_pd(w + 2 * ld));
+    x = _mm512_mask_broadcast_f64x2(x, 0x30, _mm_loadu_pd(w + 4 * ld));
+    return (V)_mm512_mask_broadcast_f64x2(x, 0xc0, _mm_loadu_pd(w + 6 * ld));
+#elif defined(FASTRNN_X86_V3) && defined(REAL_F32)
+    return (V)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(w)), _mm_loadu_ps(w + 4 * ld), 1);
+#elif defined(FASTRNN_X86_V3)
+    return (V)_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(w)), _mm_loadu_pd(w + 2 * ld), 1);
+#else
+    V x;
+    for (fastrnn_size g = 0; g < LANES / PIECE; g++)
+        memcpy((real *)&x + g * PIECE, w + g * PIECE * ld, 16);
+    return x;
+#endif
+}
+
+/* Numbers of x and of y, in each 128 bits: those of the first half of either in turn, or of the second; or the first halves
+ * of both, or the second. */
 #if VECTOR_BYTES == 64 && defined(REAL_F32)
-#define FOR_LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), F(8, s), F(9, s),  \
-                        F(10, s), F(11, s), F(12, s), F(13, s), F(14, s), F(15, s)
-#define LANE_STEPS(X) X(1) X(2) X(4) X(8)
+#define ALL_LANES(F) F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15)
 #define LANE_COUNT 16
 #elif (VECTOR_BYTES == 64 && defined(REAL_F64)) || (VECTOR_BYTES == 32 && defined(REAL_F32))
-#define FOR_LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
-#define LANE_STEPS(X) X(1) X(2) X(4)
+#define ALL_LANES(F) F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7)
 #define LANE_COUNT 8
 #elif (VECTOR_BYTES == 32 && defined(REAL_F64)) || (VECTOR_BYTES == 16 && defined(REAL_F32))
-#define FOR_LANES(F, s) F(0, s), F(1, s), F(2, s), F(3, s)
-#define LANE_STEPS(X) X(1) X(2)
+#define ALL_LANES(F) F(0), F(1), F(2), F(3)
 #define LANE_COUNT 4
 #else
-#define FOR_LANES(F, s) F(0, s), F(1, s)
-#define LANE_STEPS(X) X(1)
+#define ALL_LANES(F) F(0), F(1)
 #define LANE_COUNT 2
 #endif
 #if defined(__clang__)
-#define SHUFFLE(x, y, F, s) __builtin_shufflevector(x, y, FOR_LANES(F, s))
+#define SHUFFLE(x, y, F) __builtin_shufflevector(x, y, ALL_LANES(F))
 #else
-#define SHUFFLE(x, y, F, s) __builtin_shuffle(x, y, (VI){FOR_LANES(F, s)})
+#define SHUFFLE(x, y, F) __builtin_shuffle(x, y, (VI){ALL_LANES(F)})
+#endif
+#if defined(REAL_F32)
+#define TURNS_LOW(i) ((i) / 4 * 4 + (i) % 4 / 2 + (i) % 2 * LANE_COUNT)
+#define TURNS_HIGH(i) (TURNS_LOW(i) + 2)
+#define HALVES_LOW(i) ((i) % 4 < 2 ? (i) : (i) - 2 + LANE_COUNT)
+#define HALVES_HIGH(i) (HALVES_LOW(i) + 2)
+#else
+#define TURNS_LOW(i) ((i) / 2 * 2 + (i) % 2 * LANE_COUNT)
+#define TURNS_HIGH(i) (TURNS_LOW(i) + 1)
 #endif
 
-/* Rows i and i+s exchange the quarters of their squares of 2s by 2s that lie off the diagonal. */
-#define LOWER(i, s) ((i) & (s) ? (i) - (s) + LANE_COUNT : (i))
-#define UPPER(i, s) ((i) & (s) ? (i) + LANE_COUNT : (i) + (s))
-#define EXCHANGE(s)                                                                                          \
-    UNROLL for (int i = 0; i < LANE_COUNT; i++) if (!(i & s))                                                \
-    {                                                                                                        \
-        const V x = block[i], y = block[i + s];                                                              \
-        block[i] = SHUFFLE(x, y, LOWER, s);                                                                  \
-        block[i + s] = SHUFFLE(x, y, UPPER, s);                                                              \
-    }
+/* Weights of LANES rows for k, k+1, ... k+PIECE-1: out[j] has those of k+j in the order of rows. */
+INLINE void load_transposed(const real *w, fastrnn_size ld, V out[PIECE])
+{
+    V x[4];
+    UNROLL for (int i = 0; i < PIECE; i++) x[i] = load_pieces(w + i * ld, ld);
+#if defined(REAL_F32)
+    const V a = SHUFFLE(x[0], x[1], TURNS_LOW), b = SHUFFLE(x[0], x[1], TURNS_HIGH);
+    const V c = SHUFFLE(x[2], x[3], TURNS_LOW), d = SHUFFLE(x[2], x[3], TURNS_HIGH);
+    out[0] = SHUFFLE(a, c, HALVES_LOW), out[1] = SHUFFLE(a, c, HALVES_HIGH);
+    out[2] = SHUFFLE(b, d, HALVES_LOW), out[3] = SHUFFLE(b, d, HALVES_HIGH);
+#else
+    out[0] = SHUFFLE(x[0], x[1], TURNS_LOW), out[1] = SHUFFLE(x[0], x[1], TURNS_HIGH);
+#endif
+}
 
-/* block[i][j] becomes block[j][i]. */
-INLINE void transpose(V block[LANE_COUNT]) { LANE_STEPS(EXCHANGE) }
+/* sum[r] += a(r, k) w(k) for the first `depth` of PIECE steps from k on. */
+INLINE void add_piece(const int R, const fastrnn_size depth, const real *w, fastrnn_size ld, const real *a,
+                      fastrnn_size a_row, V sum[])
+{
+    V column[PIECE];
+    load_transposed(w, ld, column);
+    UNROLL for (int j = 0; j < depth; j++)
+        UNROLL for (int r = 0; r < R; r++) sum[r] = v_fma(v_set(a[r * a_row + j]), column[j], sum[r]);
+}
+
+/* The same where not all of m rows by depth columns are there. */
+INLINE void add_incomplete(const int R, fastrnn_size m, fastrnn_size depth, const real *w, fastrnn_size ld,
+                           const real *a, fastrnn_size a_row, V sum[])
+{
+    real block[LANE_COUNT * 4] = {0};
+    V column[PIECE];
+    for (fastrnn_size i = 0; i < m; i++)
+        for (fastrnn_size j = 0; j < depth; j++)
+            block[i * PIECE + j] = w[i * ld + j];
+    load_transposed(block, PIECE, column);
+    for (fastrnn_size j = 0; j < depth; j++)
+        UNROLL for (int r = 0; r < R; r++) sum[r] = v_fma(v_set(a[r * a_row + j]), column[j], sum[r]);
+}
 
 /* The sums of R rows by Q vectors, from number `vector` on (as in product.h: the blocks of the first units, then those of
- * the next), of whose units `m` exist. One row has one chain for each vector: four of them hide the latency of the FMA. */
-INLINE void strip(const int R, const int Q, const product_t *p, fastrnn_size row, fastrnn_size vector,
-                         fastrnn_size m)
+ * the next), of whose units `m` exist. One row has one chain for each vector: four of them hide the latency of the FMA.
+ * A cache line of every row is used up before the next: rows a power of two apart compete for the same sets of L1. */
+INLINE void strip(const int R, const int Q, const int by_line, const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m)
 {
-    const fastrnn_size K = p->K, ld = p->ld_matrix, whole = m == LANES ? K / LANES * LANES : 0;
-    const fastrnn_size to_m = p->sums ? LANES : m;
-    const real *a = p->a + row * p->a_row, *w[Q];
-    fastrnn_size column[Q];
-    V sum[R * Q], block[LANE_COUNT];
+    const fastrnn_size K = p->K, ld = p->ld_matrix, a_row = p->a_row, to_m = p->sums ? LANES : m;
+    const fastrnn_size lines = m == LANES ? K / LINE * LINE : 0, pieces = m == LANES ? K / PIECE * PIECE : 0;
+    const int far = p->units * p->blocks * K * (fastrnn_size)sizeof(real) > FAR_WEIGHTS;
+    const real *a = p->a + row * a_row, *w[MOST_STRIPS];
+    fastrnn_size column[MOST_STRIPS];
+    V sum[MOST_STRIPS][MOST_STRIP_ROWS]; /* of constant size, or they would not be registers */
     UNROLL for (int q = 0; q < Q; q++) {
-        const fastrnn_size v = (vector + q) / p->blocks, b = (vector + q) % p->blocks;
+        const fastrnn_size v = quotient(vector + q, p->blocks), b = vector + q - v * p->blocks;
         w[q] = p->matrix + (b * p->units + v * LANES) * ld;
         column[q] = v * p->stride + p->column[b];
         UNROLL for (int r = 0; r < R; r++)
-            sum[r * Q + q] = p->from ? v_load(p->from + (row + r) * p->ld_from + column[q], to_m) : v_set(0);
+            sum[q][r] = p->from ? v_load(p->from + (row + r) * p->ld_from + column[q], to_m) : v_set(0);
     }
     fastrnn_size k = 0;
-    for (; k < whole; k += LANES)
-        UNROLL for (int q = 0; q < Q; q++) {
-            UNROLL for (int i = 0; i < LANE_COUNT; i++) block[i] = v_load(w[q] + i * ld + k, LANES);
-            transpose(block);
-            UNROLL for (int i = 0; i < LANE_COUNT; i++)
-                UNROLL for (int r = 0; r < R; r++)
-                    sum[r * Q + q] = v_fma(v_set(a[r * p->a_row + k + i]), block[i], sum[r * Q + q]);
-        }
-    for (; k < K; k += LANES) /* incomplete blocks */
-        for (int q = 0; q < Q; q++) {
-            const fastrnn_size depth = least(K - k, LANES);
-            for (int i = 0; i < LANE_COUNT; i++)
-                block[i] = i < m ? v_load(w[q] + i * ld + k, depth) : v_set(0);
-            transpose(block);
-            for (int i = 0; i < depth; i++)
-                UNROLL for (int r = 0; r < R; r++)
-                    sum[r * Q + q] = v_fma(v_set(a[r * p->a_row + k + i]), block[i], sum[r * Q + q]);
-        }
+    for (; k < lines; k += LINE) {
+        if (far) /* the same part of the weights of the next units, in the order of memory */
+            UNROLL for (int q = 0; q < Q; q++)
+                UNROLL for (int i = 0; i < LANES; i++)
+                    __builtin_prefetch(w[q] + LANES * ld + k * LANES + i * LINE, 0, 2);
+        if (by_line)
+            UNROLL for (int q = 0; q < Q; q++)
+                UNROLL for (fastrnn_size j = 0; j < LINE; j += PIECE)
+                    add_piece(R, PIECE, w[q] + k + j, ld, a + k + j, a_row, sum[q]);
+        else
+            UNROLL for (fastrnn_size j = 0; j < LINE; j += PIECE)
+                UNROLL for (int q = 0; q < Q; q++)
+                    add_piece(R, PIECE, w[q] + k + j, ld, a + k + j, a_row, sum[q]);
+    }
+    for (; k < pieces; k += PIECE)
+        UNROLL for (int q = 0; q < Q; q++) add_piece(R, PIECE, w[q] + k, ld, a + k, a_row, sum[q]);
+    for (; k < K; k += PIECE)
+        UNROLL for (int q = 0; q < Q; q++)
+            add_incomplete(R, m, least(K - k, PIECE), w[q] + k, ld, a + k, a_row, sum[q]);
     UNROLL for (int q = 0; q < Q; q++)
-        UNROLL for (int r = 0; r < R; r++) v_store(p->to + (row + r) * p->ld_to + column[q], to_m, sum[r * Q + q]);
+        UNROLL for (int r = 0; r < R; r++) v_store(p->to + (row + r) * p->ld_to + column[q], to_m, sum[q][r]);
 }
 
+/* Where rows lie a power of two apart, their lines compete for the same sets of L1: then each line is used up before the
+ * next strip; else strips take turns with every piece, so that their chains overlap. */
 #define DEFINE_STRIP(R, Q)                                                                                   \
-    static void strip_##R##_##Q(const product_t *p, fastrnn_size row, fastrnn_size vector,          \
-                                         fastrnn_size m)                                                     \
+    static void strip_##R##_##Q(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m)   \
     {                                                                                                        \
-        strip(R, Q, p, row, vector, m);                                                               \
+        strip(R, Q, 0, p, row, vector, m);                                                                   \
+    }                                                                                                        \
+    static void strip_##R##_##Q##_by_line(const product_t *p, fastrnn_size row, fastrnn_size vector,         \
+                                          fastrnn_size m)                                                    \
+    {                                                                                                        \
+        strip(R, Q, 1, p, row, vector, m);                                                                   \
     }
 DEFINE_STRIP(1, 1)
 DEFINE_STRIP(1, 2)
 DEFINE_STRIP(1, 4)
-DEFINE_STRIP(4, 1)
+static void strip_4_1(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m)
+{
+    strip(4, 1, 1, p, row, vector, m);
+}
+
+/* Strips of one row at a time, at most: as many row streams as 16 vectors of 32 bytes have. */
+#define STRIPS (VECTOR_BYTES == 64 ? 2 : 4)
+#define L1_BYTES 32768
 
 /* As run_product, of a product whose weights are p->matrix. */
 static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
-                                fastrnn_size last, epilogue_t epilogue, const void *context)
+                         fastrnn_size last, epilogue_t epilogue, const void *context)
 {
-    const fastrnn_size n = row_end - row, end = last * p->blocks;
+    typedef void (*strip_t)(const product_t *, fastrnn_size, fastrnn_size, fastrnn_size);
+    static const strip_t strips[2][3] = {{strip_1_1, strip_1_2, strip_1_4},
+                                         {strip_1_1_by_line, strip_1_2_by_line, strip_1_4_by_line}};
+    const fastrnn_size n = row_end - row, end = last * p->blocks, stride = p->ld_matrix * (fastrnn_size)sizeof(real);
     const fastrnn_size full = least(p->units / LANES, last) * p->blocks; /* vectors of which all units exist */
+    const int by_line = LANES * STRIPS * (stride & -stride) > L1_BYTES;
     if (fastrnn_stopping(p->me, 2 * n * (end - first * p->blocks) * LANES * p->K))
         return;
     for (fastrnn_size v = first * p->blocks, count; v < end; v += count) {
         const fastrnn_size m = v < full ? LANES : p->units % LANES;
         fastrnn_size r = row;
-        count = v + 4 <= full ? 4 : v + 2 <= full ? 2 : 1;
+        count = v + STRIPS <= full ? STRIPS : v + 2 <= full ? 2 : 1;
         for (; r + 4 <= row_end; r += 4)
             for (fastrnn_size q = 0; q < count; q++)
                 strip_4_1(p, r, v + q, m);
         for (; r < row_end; r++)
-            if (count == 4)
-                strip_1_4(p, r, v, m);
-            else if (count == 2)
-                strip_1_2(p, r, v, m);
-            else
-                strip_1_1(p, r, v, m);
+            strips[by_line][count / 2](p, r, v, m);
     }
     if (epilogue)
         epilogue(context, row, n, first * LANES, least(last * LANES, p->units), p->to, p->ld_to);
