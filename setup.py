@@ -1,4 +1,4 @@
-"""Builds the engine, a shared library without Python in fastrnn/_lib, and the Cython module that calls it.
+"""Builds the engine, a shared library without Python in fastrnn/_lib, and the Cython modules that call it.
 
 Only engine/variant.c gets machine flags, once per instruction set and precision, so the package runs on any
 processor of the architecture.
@@ -46,8 +46,11 @@ if os.environ.get("FASTRNN_SANITIZE"):
     FLAGS += ["-g", "-O1", "-fno-omit-frame-pointer", "-DFASTRNN_ASSERTS", SANITIZE]
     LINK += [SANITIZE]
 MACOS = sys.platform == "darwin"
-SONAME = "-Wl,-install_name,@rpath/libfastrnn.so" if MACOS else "-Wl,-soname,libfastrnn.so"
-RPATH = "-Wl,-rpath," + ("@loader_path" if MACOS else "$ORIGIN") + "/_lib"
+# -Bsymbolic-functions: calls within the library go straight to the function.
+SONAME = (
+    "-Wl,-install_name,@rpath/libfastrnn.so" if MACOS else "-Wl,-Bsymbolic-functions,-soname,libfastrnn.so"
+)
+RPATH = "-Wl,-rpath," + ("@loader_path" if MACOS else "$ORIGIN") + "/../_lib"
 
 
 def read(path):
@@ -56,7 +59,7 @@ def read(path):
 
 
 class BuildExt(build_ext):
-    """Build the engine first, its files side by side, then the extension that links to it."""
+    """Build the engine first, its files side by side, then the extensions that link to it."""
 
     def build_extensions(self):
         flags, flags_file = repr([self.compiler.compiler_so, FLAGS]), os.path.join(self.build_temp, "flags")
@@ -114,13 +117,20 @@ class BuildExt(build_ext):
         return super().get_output_mapping() | (here if self.inplace else {})
 
 
-extension = Extension(
-    "fastrnn._kernels",
-    sources=["fastrnn/_kernels.pyx"],
-    depends=HEADERS,
-    include_dirs=[*INCLUDES, numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-    extra_compile_args=[*FLAGS, "-Wno-unused-parameter", "-Wno-unused-function"],
-    extra_link_args=[*LINK, RPATH],
+def extension(source):
+    name = os.path.splitext(source)[0].replace("/", ".")
+    return Extension(
+        name,
+        sources=[source],
+        depends=[*HEADERS, *glob.glob("fastrnn/_kernels/*.pxd")],
+        include_dirs=[*INCLUDES, numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=[*FLAGS, "-Wno-unused-parameter", "-Wno-unused-function"],
+        extra_link_args=[*LINK, RPATH],
+    )
+
+
+setup(
+    ext_modules=[extension(source) for source in sorted(glob.glob("fastrnn/_kernels/*.pyx"))],
+    cmdclass={"build_ext": BuildExt},
 )
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})

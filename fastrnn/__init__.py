@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 try:
     import_module(f"{__name__}._kernels")
 except ModuleNotFoundError as error:
-    if error.name != f"{__name__}._kernels":  # it is there, and says itself what it lacks
-        raise
+    if not str(error.name).startswith(f"{__name__}._kernels."):
+        raise  # it is compiled, and says itself what it lacks
     raise ImportError(
         f"fastrnn is not compiled in {__path__[0]}: if that is the source folder, run Python from another "
         "folder after `pip install .`, or use `pip install -e .`"

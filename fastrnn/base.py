@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ._kernels import Ledger
 from .arguments import Array, as_array, as_mapping, check_shape
 
 __all__ = ["Gradients", "Layer"]
@@ -65,11 +66,24 @@ def draw_parameters(
     }
 
 
+class Frozen:
+    """A frozen layer as a context manager, made by `Layer.freeze`: the end of the block thaws the layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+
+    def __enter__(self) -> Layer:
+        return self._layer
+
+    def __exit__(self, *_: object) -> None:
+        self._layer.thaw()
+
+
 class Layer:
     """A set of named parameters with a forward and a backward pass.
 
-    Subclasses fill ``_parameters`` (name -> C-contiguous array of ``dtype``, never replaced, only
-    written into) and define the three underscore methods, which take and give time-major arrays.
+    Subclasses give `_own` their parameters, once, and define the three underscore methods, which take and
+    give time-major arrays.
     """
 
     #: The options that rebuild the layer: ``type(layer)(**layer.config())``. All JSON values; fixed once set,
@@ -78,7 +92,8 @@ class Layer:
 
     dtype: np.dtype[Any]
     rng: np.random.Generator
-    _parameters: dict[str, Array]
+    _parameters: dict[str, Array]  #: never replaced, only written into
+    _ledger: Ledger  #: of the views of the parameters that are given away
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._options and name in self.__dict__:
@@ -97,18 +112,67 @@ class Layer:
         """Gradients of the loss whose gradient with respect to y and the final state is given."""
         raise NotImplementedError
 
-    def _lend(self) -> None:
-        """Called when parameters may change: a layer may hold something that was made from them."""
+    def _own(self, parameters: dict[str, Array]) -> None:
+        """Take `parameters`, name -> C-contiguous array of ``dtype``, for the layer's own."""
+        self._parameters, self._ledger = parameters, Ledger(type(self).__name__)
 
     @property
     def parameters(self) -> Mapping[str, Array]:
         """Name -> live array. Writing into an array changes the layer; the mapping itself is fixed.
 
-        Each is a new view: what is done to its shape or dtype stays with it.
+        Each is a new view: what is done to its shape or dtype stays with it. While a view lives, a call of
+        many steps compares the weights with those that it has packed; `freeze` spares it that.
         """
-        views = {name: value.view() for name, value in self._parameters.items()}
-        self._lend()
-        return MappingProxyType(views)
+        return MappingProxyType({name: self._ledger.lend(value) for name, value in self._parameters.items()})
+
+    def freeze(self) -> Frozen:
+        """Promise that nobody writes the parameters until `thaw`. Calls and streams then trust them.
+
+        The weights are packed at once. Until `thaw`, the layer's `backward` and `load_state_dict` and an
+        optimizer's step on its parameters raise RuntimeError. Any other way of writing breaks the promise:
+        calls may go on with the weights that were packed.
+
+        Returns
+        -------
+        context manager
+            ``with layer.freeze(): ...`` thaws at the end of the block. Its value is the layer.
+
+        Notes
+        -----
+        Freezes nest: the layer thaws when `thaw` has been called as often as `freeze`. Views of the
+        parameters may be held and read meanwhile. A deep copy of a frozen layer is not frozen, nor is a layer
+        that was pickled, or saved and loaded.
+
+        With the environment variable ``FASTRNN_CHECK_FROZEN=1``, every call and `thaw` compare the parameters
+        with a copy, and raise RuntimeError if the promise was broken.
+
+        Examples
+        --------
+        >>> import numpy as np, fastrnn
+        >>> layer = fastrnn.GRU(3, 4, rng=0)
+        >>> with layer.freeze():
+        ...     y, h_n = layer(np.ones((5, 2, 3)))
+        >>> y.shape
+        (5, 2, 4)
+        """
+        self._prepare()
+        self._ledger.freeze(self._parameters)
+        return Frozen(self)
+
+    def thaw(self) -> None:
+        """Undo one `freeze`; a layer that is not frozen stays as it is.
+
+        With ``FASTRNN_CHECK_FROZEN=1``, RuntimeError if parameters were written meanwhile.
+        """
+        self._ledger.thaw()
+
+    def _prepare(self) -> None:
+        """Make at once what inference makes of the parameters when it first needs it."""
+
+    def _check_thawed(self, owner: str) -> None:
+        """RuntimeError if the layer is frozen; `owner` is a call that wants it thawed."""
+        if self._ledger.frozen:
+            raise RuntimeError(f"{owner}: the {type(self).__name__} is frozen, call thaw first")
 
     def config(self) -> dict[str, Any]:
         """The options that rebuild this layer, as JSON values (the random generator excepted)."""
@@ -126,6 +190,7 @@ class Layer:
         only if all of it fits. ValueError for names and shapes, TypeError for what is not real.
         """
         owner = f"{type(self).__name__}.load_state_dict"
+        self._check_thawed(owner)
         mapping = as_mapping(owner, "mapping", mapping)
         missing = [name for name in self._parameters if name not in mapping]
         unexpected = [name for name in mapping if name not in self._parameters]
@@ -136,6 +201,6 @@ class Layer:
             value = as_array(owner, name, mapping[name], self.dtype)
             check_shape(owner, name, value, "the parameter's own shape", parameter.shape)
             fitting[name] = value.copy()  # it may be a view of another parameter
-        parameters = self.parameters  # views, so that even a call that Ctrl-C cuts short is noticed
+        parameters = self.parameters  # leases, so that even a call that Ctrl-C cuts short is noticed
         for name, value in fitting.items():
             parameters[name][...] = value

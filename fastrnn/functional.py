@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._kernels import Stack, Tape, Weights, empty
+from ._kernels import Stack, Tape, empty
 from .arguments import Array, as_choice, as_flag
 from .base import Gradients
 from .cell_arguments import WEIGHTS, Sizes, as_call, as_output_gradient, as_states
@@ -353,7 +353,7 @@ def _run(
 ) -> tuple[Array, Any, Any]:
     call = as_call(owner, cell.gates, cell.has_c, x, state, given, steps, reverse)
     sizes = call.sizes
-    stack = Stack(cell.number, Weights([tuple(map(call.weights.get, WEIGHTS))]), 1, call.reverse)
+    stack = Stack(cell.number, [tuple(map(call.weights.get, WEIGHTS))], 1, call.reverse)
     h, c = _copied(call.state)
     batch = as_map(sizes.T, sizes.B, call.steps)
     y = empty((sizes.T, sizes.B, sizes.P), call.x.dtype)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import _kernels
+from ._kernels import Affine, product
 from .arguments import (
     Array,
     as_array,
@@ -92,6 +92,7 @@ class _StatelessLayer(Layer):
             raise TypeError(
                 f"{owner}: tape is {type(tape).__name__}, expected the tape of this layer's forward"
             )
+        self._check_thawed(f"{owner}.backward")
         dy = as_array(owner, "dy", dy, tape.y_dtype)
         check_shape(owner, "dy", dy, "the shape of y", tape.y_shape)
         return self._backward(tape.record, dy, None)
@@ -160,24 +161,29 @@ class Embedding(_StatelessLayer):
         self.dtype = as_dtype("Embedding", dtype)
         self.rng = as_generator("Embedding", rng)
         shapes = {"weight": (self.input_dim, self.output_dim)}
-        self._parameters = draw_parameters("Embedding", shapes, 0.05, self.dtype, self.rng)
+        self._own(draw_parameters("Embedding", shapes, 0.05, self.dtype, self.rng))
+
+    def _rows(self, ids: Array, **options: Any) -> Array:
+        """The vectors of `ids`."""
+        self._ledger.check()
+        rows: Array = self._parameters["weight"].take(ids, axis=0, **options)
+        return rows
 
     def _as_ids(self, x: ArrayLike) -> Array:
         ids = as_ids("Embedding", "x", x, self.input_dim, "input_dim")
         return ids.astype(np.intp, copy=False)
 
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
-        return self._parameters["weight"].take(self._as_ids(x), axis=0), None
+        return self._rows(self._as_ids(x)), None
 
     def _forward(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State, Any]:
         ids = self._as_ids(as_integers("Embedding", "x", x).copy())  # x is the caller's, and may change
-        return self._parameters["weight"].take(ids, axis=0), None, ids
+        return self._rows(ids), None, ids
 
     def _step(self, x_t: Array, out: Array | None = None) -> Array:
         """One streaming step: ids (B,) to vectors (B, E), into `out` if given."""
         # The ids are in range: "clip" only spares the copy that take makes of `out` with "raise".
-        y_t: Array = self._parameters["weight"].take(self._as_ids(x_t), axis=0, out=out, mode="clip")
-        return y_t
+        return self._rows(self._as_ids(x_t), out=out, mode="clip")
 
     def _backward(self, tape: Any, dy: Array, dstate: State) -> Gradients:
         from scipy.sparse import csc_array  # only training needs it, and it is slow to import
@@ -308,7 +314,11 @@ class Dense(_StatelessLayer):
         if self.bias:
             shapes["bias"] = (self.units,)
         bound = self.input_size**-0.5
-        self._parameters = draw_parameters("Dense", shapes, bound, self.dtype, self.rng)
+        self._own(draw_parameters("Dense", shapes, bound, self.dtype, self.rng))
+        self._affine = Affine(self._parameters["weight"], self._ledger)
+
+    def _prepare(self) -> None:
+        self._affine.prepare()
 
     def _as_input(self, x: ArrayLike) -> Array:
         x = as_array("Dense", "x", x, self.dtype)
@@ -322,7 +332,7 @@ class Dense(_StatelessLayer):
         """``x W^T + b`` for x (..., F), as one product over all positions, into `out` if given."""
         rows = x.reshape(-1, self.input_size)
         z = np.empty((len(rows), self.units), self.dtype) if out is None else out
-        _kernels.product(rows, self._parameters["weight"], z, transpose_b=True)
+        self._affine.forward(rows, z)
         if self.bias:
             z += self._parameters["bias"]
         return z.reshape(*x.shape[:-1], self.units)
@@ -367,10 +377,9 @@ class Dense(_StatelessLayer):
         """
         rows = tape.reshape(-1, self.input_size)
         dz = np.ascontiguousarray(dlogits, self.dtype).reshape(-1, self.units)
-        weight = self._parameters["weight"]
-        dx, dweight = np.empty_like(rows), np.empty_like(weight)
-        _kernels.product(dz, rows, dweight, transpose_a=True)
-        _kernels.product(dz, weight, dx)
+        dx, dweight = np.empty_like(rows), np.empty_like(self._parameters["weight"])
+        product(dz, rows, dweight, transpose_a=True)
+        self._affine.backward(dz, dx)
         parameters = {"weight": dweight}
         if self.bias:
             parameters["bias"] = dz.sum(axis=0)
@@ -406,7 +415,7 @@ class Dropout(_StatelessLayer):
     def __init__(self, rate: float, *, rng: int | np.random.Generator | None = None) -> None:
         self.rate = as_fraction("Dropout", "rate", rate)
         self.rng = as_generator("Dropout", rng)
-        self._parameters = {}
+        self._own({})
 
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
         return as_array("Dropout", "x", x), None
@@ -458,7 +467,7 @@ class LastStep(_StatelessLayer):
     """
 
     def __init__(self) -> None:
-        self._parameters = {}
+        self._own({})
 
     def _infer(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
         y, _, _ = self._forward(x, state, lengths)

@@ -8,7 +8,9 @@ says; inside, everything is time-major.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from . import losses, optimizers
 from .arguments import Array, as_flag, as_generator, as_ids, as_list, as_number, as_size
-from .base import Gradients, Layer, State
+from .base import Frozen, Gradients, Layer, State
 from .callbacks import Callback, History
 from .checkpoint import Path, as_path, check_json, write_file
 from .data import Samples
@@ -84,12 +86,42 @@ class Sequential(Layer):
 
     @property
     def _parameters(self) -> dict[str, Array]:  # type: ignore[override]
-        """Made anew each time: a layer of whose weights nobody holds views need not look for changes."""
-        return {
-            f"{index}.{name}": value
-            for index, layer in enumerate(self.layers)
-            for name, value in layer.parameters.items()
-        }
+        return _named([layer._parameters for layer in self.layers])
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        """Name -> live array, as for a layer; names such as ``"1.weight_ih_l0"``."""
+        return MappingProxyType(_named([layer.parameters for layer in self.layers]))
+
+    def freeze(self) -> Frozen:
+        """Promise that nobody writes the parameters until `thaw`: freezes each layer, see `Layer.freeze`.
+
+        `fit` and `train_on_batch` raise RuntimeError until then.
+
+        Examples
+        --------
+        >>> model = Sequential([Dense(3, 2, rng=0)])
+        >>> with model.freeze():
+        ...     y = model.predict(np.ones((4, 5, 3)))
+        >>> y.shape
+        (4, 5, 2)
+        """
+        with ExitStack() as undo:  # all layers or none
+            for layer in self.layers:
+                layer.freeze()
+                undo.callback(layer.thaw)
+            undo.pop_all()
+        return Frozen(self)
+
+    def thaw(self) -> None:
+        """Undo one `freeze` of each layer; one that is not frozen stays as it is."""
+        with ExitStack() as stack:  # all, even if one says that it was written
+            for layer in self.layers:
+                stack.callback(layer.thaw)
+
+    def _check_thawed(self, owner: str) -> None:
+        for index, layer in enumerate(self.layers):
+            layer._check_thawed(f"{owner}: layers[{index}]")
 
     # ------------------------------------------------------------------------ forward and backward
 
@@ -238,7 +270,7 @@ class Sequential(Layer):
             optimizers.scale_down(gradients.values(), norm, self._clip_norm)
         elif self._clip_value is not None:
             optimizers.clip_by_value(gradients, self._clip_value)
-        work = optimizer._arguments("fit", self._parameters, gradients)
+        work = optimizer._arguments("fit", self.parameters, gradients)
         with deferred_interrupt():  # no parameter may be one update ahead of another
             optimizer._step("fit", work)  # `step` would look again whether the gradients are finite
         return value, state, norm
@@ -326,6 +358,7 @@ class Sequential(Layer):
         the number of real targets.
         """
         self._compiled("fit")
+        self._check_thawed("fit")
         plan = CheckpointPlan(checkpoint, checkpoint_every, as_flag("fit", "resume", resume))
         truncate = self._as_truncate("fit", truncate)
         samples = self._as_samples("fit", x, y, lengths)
@@ -351,6 +384,7 @@ class Sequential(Layer):
     def train_on_batch(self, x: ArrayLike, y: ArrayLike, *, lengths: ArrayLike | None = None) -> float:
         """One update; the loss before it. Arguments and errors as for `fit`."""
         self._compiled("train_on_batch")
+        self._check_thawed("train_on_batch")
         samples = self._as_samples("train_on_batch", x, y, lengths)
         (chunk,) = samples.chunks(slice(None), None)
         assert chunk.y is not None
@@ -513,7 +547,7 @@ class Sequential(Layer):
         """Print the layers, their parameters and how many numbers these hold."""
         print(f"{'':3} {'layer':12} {'parameters':>12}  options")
         for index, layer in enumerate(self.layers):
-            size = sum(value.size for value in layer.parameters.values())
+            size = sum(value.size for value in layer._parameters.values())
             options = ", ".join(f"{name}={value}" for name, value in layer.config().items())
             print(f"{index:3} {type(layer).__name__:12} {size:12,}  {options}")
         parameters = self._parameters.values()
@@ -580,6 +614,11 @@ class Sequential(Layer):
         self.metadata = metadata
 
 
+def _named(parameters: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    """The parameters of all layers, under the names of a model."""
+    return {f"{index}.{name}": value for index, each in enumerate(parameters) for name, value in each.items()}
+
+
 def _check_layers(layers: tuple[Layer, ...]) -> int | None:
     """Each must be a layer that can stand where it stands, and take the width that the one before gives.
 
@@ -618,7 +657,7 @@ def _output_width(layer: Layer, width: int | None) -> int | None:
 
 def _common_dtype(layers: tuple[Layer, ...]) -> np.dtype[Any]:
     """The dtype of all parameters."""
-    dtypes = {str(index): layer.dtype for index, layer in enumerate(layers) if layer.parameters}
+    dtypes = {str(index): layer.dtype for index, layer in enumerate(layers) if layer._parameters}
     if len(set(dtypes.values())) > 1:
         described = ", ".join(f"{dtype} (layer {index})" for index, dtype in dtypes.items())
         raise ValueError(f"Sequential: the layers have the dtypes {described}, expected one for all")

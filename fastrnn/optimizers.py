@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import schedules
+from ._kernels import frozen_owner
 from .arguments import (
     Array,
     as_flag,
@@ -470,6 +471,9 @@ def _as_writable(owner: str, name: str, value: Any) -> Array:
         raise TypeError(f"{owner}: {name} has dtype {array.dtype}, expected float32 or float64")
     if not array.flags.writeable:
         raise ValueError(f"{owner}: {name} is read-only, so it can't change in place")
+    layer = frozen_owner(array)
+    if layer is not None:
+        raise RuntimeError(f"{owner}: {name} belongs to a frozen {layer}, call its thaw first")
     return array
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ._kernels import Map, Stack, Tape, Weights, empty
+from ._kernels import Map, Stack, Tape, empty
 from .arguments import (
     Array,
     Steps,
@@ -76,15 +76,14 @@ class Recurrent(Layer):
         self.rng = as_generator(owner, rng)
         check_blas_sizes(owner, **{"4*hidden_size": 4 * self.hidden_size})
         bound = 1.0 / np.sqrt(self.hidden_size)
-        self._parameters = draw_parameters(owner, self._shapes(), bound, self.dtype, self.rng)
+        self._own(draw_parameters(owner, self._shapes(), bound, self.dtype, self.rng))
         names = [
             self._names(layer, direction)
             for layer in range(self.num_layers)
             for direction in range(self.num_directions)
         ]
         arrays = [tuple(self._parameters.get(part.get(field, "")) for field in WEIGHTS) for part in names]
-        weights = Weights(arrays, owner=self._parameters)
-        self._stack = Stack(self._cell.number, weights, self.num_directions)
+        self._stack = Stack(self._cell.number, arrays, self.num_directions, ledger=self._ledger)
 
     @property
     def num_directions(self) -> int:
@@ -124,8 +123,8 @@ class Recurrent(Layer):
                 result |= {name: shapes[field] for field, name in self._names(layer, direction).items()}
         return result
 
-    def _lend(self) -> None:
-        self._stack.weights.lend()
+    def _prepare(self) -> None:
+        self._stack.prepare()
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.config().items())
@@ -217,6 +216,7 @@ class Recurrent(Layer):
         owner = f"{type(self).__name__}.backward"
         if not isinstance(tape, Tape) or tape.owner is not self:
             raise TypeError(f"{owner}: tape is not one that forward of this layer returned")
+        self._check_thawed(owner)
         batched = tape.batched
         if batched and not self.batch_first:
             result = self._stack.back_exact(tape, dy, dstate)

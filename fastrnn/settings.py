@@ -7,6 +7,8 @@ Environment, read once, by the engine when it is loaded (src/kernels/runtime/set
                          kernels; `baseline`, the same with portable ones. Default: the widest there is,
                          `blas` where there is none
     FASTRNN_NUM_THREADS  as set_num_threads; default: as many as the process has cores
+    FASTRNN_CHECK_FROZEN 1: layers that are frozen look at each use whether their parameters have changed, and
+                         raise if so. Default: 0, they trust the promise
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from . import _kernels
 from .arguments import as_size
 from .version import __version__
 
-# Beside the extension, which finds it there when it is loaded.
-_LIBRARY_FOLDER = os.path.join(os.path.dirname(os.path.abspath(_kernels.__file__)), "_lib")
+# Where the extensions find it when they are loaded. An editable install may have them elsewhere than this file.
+_LIBRARY_FOLDER = os.path.join(os.path.dirname(os.path.abspath(_kernels.__path__[0])), "_lib")
 
 
 class _BlasThreads:
@@ -185,7 +187,15 @@ def _description() -> str:
     return "\n".join(f"{name:16s} {value}" for name, value in rows.items())
 
 
+def _choose_check(value: str | None) -> bool:
+    """Whether FASTRNN_CHECK_FROZEN asks for it."""
+    if value not in (None, "", "0", "1"):
+        raise ValueError(f"FASTRNN_CHECK_FROZEN is {value!r}, expected 0 or 1")
+    return value == "1"
+
+
 # The engine has read the environment. BLAS has a setting of its own, which stays unless somebody asks.
 _kernels.check_settings()
+_kernels.check_frozen(_choose_check(os.environ.get("FASTRNN_CHECK_FROZEN")))
 if os.environ.get("FASTRNN_NUM_THREADS") and not _kernels.is_fused():
     _blas().set(_kernels.get_threads())

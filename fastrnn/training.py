@@ -311,7 +311,7 @@ class Run:
         model, history, best = self.model, self.history, self._best
         return {
             "settings": self._settings,
-            "parameters": model.parameters,
+            "parameters": model._parameters,
             "optimizer": self._optimizer.state_dict(),
             "learning_rate": self._optimizer.config()["learning_rate"],
             "generators": [generator.bit_generator.state for generator in model._generators()],

@@ -16,9 +16,7 @@ T, H = 200_000, 256  # seconds of work
 @pytest.fixture
 def problem():
     zeros = np.zeros((H, H), "f4")
-    stack = _kernels.Stack(
-        cells.CELLS["rnn_tanh"].number, _kernels.Weights([(zeros, zeros, None, None, None)]), 1
-    )
+    stack = _kernels.Stack(cells.CELLS["rnn_tanh"].number, [(zeros, zeros, None, None, None)], 1)
     return stack, np.zeros((T, 1, H), "f4"), np.zeros((1, 1, H), "f4"), np.full((T, 1, H), np.nan, "f4")
 
 

@@ -89,7 +89,7 @@ def test_a_signal_handler_cannot_enter_a_step_again():
 
         signal.signal(signal.SIGALRM, on_alarm)
         for _ in range(20):
-            signal.setitimer(signal.ITIMER_REAL, 0.15)
+            signal.setitimer(signal.ITIMER_REAL, 0.02)  # before the step first looks for signals
             stream.step(x)
             if seen:
                 break

@@ -83,7 +83,7 @@ static void solve(problem q)
     }
     const fastrnn_size N = offsets[T];
 
-    /* Weights, then the packed copies as Weights.pack in _kernels.pyx lays them out. */
+    /* Weights, then the packed copies as fastrnn_pack lays them out. */
     const void *w_ih = numbers(G * I, I), *w_hh = numbers(G * P, P);
     const void *w_hr = q.projected ? numbers(P * H, H) : NULL;
     const fastrnn_size size_hh = CALL(packed_size, shape.hidden_blocks, H, P);

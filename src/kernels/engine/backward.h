@@ -330,12 +330,11 @@ static void work_backward(void *context, const fastrnn_member *me)
     const fastrnn_run *run = &backward->run;
     const fastrnn_layer *layer = run->layer;
     const fastrnn_size direct = layer->shape.hidden_blocks * layer->H;
-    backward_t b = {
-        .step = begin_run(run, me),
-        .run = backward,
-        .dy = {backward->dy.data, 0, backward->dy.row},
-        .back = plain_product(me, direct, layer->P, run->panels.hh, layer->G, 0, layer->AH, backward->dh),
-    };
+    backward_t b;
+    begin_run(&b.step, run, me);
+    b.run = backward;
+    b.dy = (rows_t){backward->dy.data, 0, backward->dy.row};
+    b.back = plain_product(me, direct, layer->P, run->panels.hh, layer->G, 0, layer->AH, backward->dh);
     unsigned turn = 0;
     b.back.from = layer->projected ? 0 : backward->dh;
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {

@@ -3,23 +3,27 @@
 
 #include <string.h>
 
-batch_t fastrnn_open_batch(const fastrnn_stack *stack, const fastrnn_call *call)
+void fastrnn_open_batch(batch_t *b, const fastrnn_stack *stack, const fastrnn_call *call)
 {
-    batch_t b = {.stack = stack, .call = call, .map = call->map, .item = stack->item};
-    b.tape = fastrnn_open_arena(call->tape);
-    b.workspace = fastrnn_open_arena(call->workspace);
-    if (b.map) {
-        b.at = fastrnn_map_view(b.map);
-        b.N = b.map->N, b.S = b.map->S, b.steps = b.map->steps;
-        b.offsets = b.at.offsets;
-        return b;
+    b->stack = stack;
+    b->call = call;
+    b->map = call->map;
+    b->item = stack->item;
+    b->levels = NULL;
+    b->between[0] = b->between[1] = NULL;
+    b->tape = fastrnn_open_arena(call->tape);
+    b->workspace = fastrnn_open_arena(call->workspace);
+    if (b->map) {
+        b->at = fastrnn_map_view(b->map);
+        b->N = b->map->N, b->S = b->map->S, b->steps = b->map->steps;
+        b->offsets = b->at.offsets;
+        return;
     }
-    b.N = call->T * call->B, b.S = call->B, b.steps = call->B ? call->T : 0;
-    int64_t *offsets = fastrnn_take(&b.workspace, sizeof(int64_t) * (size_t)(b.steps + 1));
-    for (int64_t t = 0; offsets && t <= b.steps; t++)
+    b->N = call->T * call->B, b->S = call->B, b->steps = call->B ? call->T : 0;
+    int64_t *offsets = fastrnn_take(&b->workspace, sizeof(int64_t) * (size_t)(b->steps + 1));
+    for (int64_t t = 0; offsets && t <= b->steps; t++)
         offsets[t] = t * call->B;
-    b.offsets = offsets;
-    return b;
+    b->offsets = offsets;
 }
 
 fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width, int exact)

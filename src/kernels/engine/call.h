@@ -45,7 +45,7 @@ static inline int is_kept(const fastrnn_call *call) { return call->keep != FASTR
 
 /* ---- batch.c --------------------------------------------------------------------------------------- */
 
-batch_t fastrnn_open_batch(const fastrnn_stack *stack, const fastrnn_call *call);
+void fastrnn_open_batch(batch_t *b, const fastrnn_stack *stack, const fastrnn_call *call);
 
 /* Packed rows of `width` numbers in a sequence of the caller's. `exact`: nothing may lie between the rows. */
 fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width, int exact);
@@ -76,6 +76,6 @@ void fastrnn_take_forward_scratch(const batch_t *b, fastrnn_arena *arena, fastrn
 void fastrnn_take_backward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_backward_run *run);
 
 /* What forward and backward of layer k have in common. */
-fastrnn_run fastrnn_open_run(const batch_t *b, int k);
+void fastrnn_open_run(const batch_t *b, int k, fastrnn_run *run);
 
 #endif

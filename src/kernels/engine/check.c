@@ -39,7 +39,8 @@ static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_
 {
     fastrnn_call sizes = *call;
     sizes.tape = sizes.workspace = NULL;
-    batch_t b = fastrnn_open_batch(stack, &sizes);
+    batch_t b;
+    fastrnn_open_batch(&b, stack, &sizes);
     b.N = N, b.S = S;
     fastrnn_lay_out(&b, pass);
     if (tape)
@@ -50,7 +51,8 @@ static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_
 
 void fastrnn_call_sizes(const fastrnn_stack *stack, const fastrnn_call *call, int pass, size_t *tape, size_t *workspace)
 {
-    const batch_t b = fastrnn_open_batch(stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
+    batch_t b;
+    fastrnn_open_batch(&b, stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
     measure(stack, call, b.N, b.S, pass, tape, workspace);
 }
 
@@ -125,7 +127,8 @@ fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastrnn_call *cal
     size_t tape, workspace;
     if (call->T < 0 || call->B < 0)
         return fail(error, FASTRNN_INVALID, "T or B is negative");
-    const batch_t b = fastrnn_open_batch(stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
+    batch_t b;
+    fastrnn_open_batch(&b, stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
     if (b.map && (b.map->T != call->T || b.map->B != call->B))
         return fail(error, FASTRNN_INVALID, "map is of another T or B");
     if (b.N && !call->x.data)
@@ -140,7 +143,8 @@ fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastrnn_call *cal
     if (!call->workspace || call->workspace_size < workspace)
         return fail(error, FASTRNN_INVALID, "workspace is NULL or too small");
     if (backward) {
-        batch_t whole = fastrnn_open_batch(stack, call);
+        batch_t whole;
+        fastrnn_open_batch(&whole, stack, call);
         return check_backward(stack, &whole, error);
     }
     if (fastrnn_is_fused() && call->panels && fastrnn_match_panels(stack, call->panels, 0) != FASTRNN_OK)

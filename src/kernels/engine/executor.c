@@ -61,9 +61,11 @@ static int forward_direction(const batch_t *b, int k)
     const level_t *level = &b->levels[k / b->stack->D];
     const kept_t *kept = &level->kept[direction];
     fastrnn_arena scratch = b->workspace;
-    fastrnn_forward_run forward = {.run = fastrnn_open_run(b, k)};
+    fastrnn_forward_run forward;
     fastrnn_run *run = &forward.run;
-    const fastrnn_layer *layer = run->layer;
+    const fastrnn_layer *layer = &b->stack->layers[k];
+    fastrnn_open_run(b, k, run);
+    forward.y = (fastrnn_rows){NULL, 0, 0, 0};
     if (k / b->stack->D + 1 == b->stack->L && b->y.scattered)
         forward.y = columns_of(b, b->y, direction, layer->P);
     run->h = live_state(b, k, call->h_n, layer->P, &scratch);
@@ -93,7 +95,8 @@ static int forward_direction(const batch_t *b, int k)
 
 fastrnn_status fastrnn_forward(const fastrnn_stack *stack, const fastrnn_call *call)
 {
-    batch_t b = fastrnn_open_batch(stack, call);
+    batch_t b;
+    fastrnn_open_batch(&b, stack, call);
     fastrnn_lay_out(&b, FASTRNN_FORWARD);
     if (is_kept(call))
         *(tape_head *)fastrnn_open_arena(call->tape).base =
@@ -165,9 +168,10 @@ static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_
     const int direction = k % b->stack->D;
     const kept_t *kept = &b->levels[k / b->stack->D].kept[direction];
     fastrnn_arena scratch = b->workspace;
-    fastrnn_backward_run backward = {.run = fastrnn_open_run(b, k), .dx = dx, .add_to_dx = direction};
+    fastrnn_backward_run backward = {.dx = dx, .add_to_dx = direction};
     fastrnn_run *run = &backward.run;
-    const fastrnn_layer *layer = run->layer;
+    const fastrnn_layer *layer = &b->stack->layers[k];
+    fastrnn_open_run(b, k, run);
     backward.dy = columns_of(b, dy, direction, layer->P);
     if (call->dweights)
         backward.dweights = call->dweights[k];
@@ -198,7 +202,8 @@ static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_
 
 fastrnn_status fastrnn_backward(const fastrnn_stack *stack, const fastrnn_call *call)
 {
-    batch_t b = fastrnn_open_batch(stack, call);
+    batch_t b;
+    fastrnn_open_batch(&b, stack, call);
     const int64_t I = stack->layers[0].I;
     const fastrnn_rows bottom = fastrnn_rows_of(&b, call->dx, I, 0);
     fastrnn_rows dy = fastrnn_rows_of(&b, call->dy, fastrnn_output_width(stack), 0);

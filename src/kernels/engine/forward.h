@@ -65,10 +65,8 @@ static void apply_reset_forward(const void *context, fastrnn_size row, fastrnn_s
 
 /* Write the combined bias as one row in the layout of the sums. Block b of b_ih and of b_hh goes to the accumulator that
  * block b of the corresponding product feeds. */
-static void set_bias_row(const forward_t *f)
+static void set_bias_row(const fastrnn_layer *layer, const fastrnn_weights *w, void *row)
 {
-    const fastrnn_layer *layer = f->step.layer;
-    const fastrnn_weights *w = f->step.run->weights;
     const int A = layer->shape.accumulators, gates = layer->shape.gates, input = layer->shape.input_blocks;
     const fastrnn_size H = layer->H;
     for (int block = 0; block < A; block++) {
@@ -77,7 +75,7 @@ static void set_bias_row(const forward_t *f)
         const int has_hh = layer->has_bias_hh && block < gates;
         const real *ih = has_ih ? (const real *)w->bias_ih + from * H : 0;
         const real *hh = has_hh ? (const real *)w->bias_hh + block * H : 0;
-        real *to = (real *)f->run->sums + block * LANES;
+        real *to = (real *)row + block * LANES;
         for (fastrnn_size k = 0; k < H; k += LANES, to += A * LANES) {
             const fastrnn_size m = least(H - k, LANES);
             V sum = ih ? v_load(ih + k, m) : v_set(0);
@@ -112,26 +110,23 @@ typedef struct {
     {COLUMNS(GATES_, A, A - 1), COLUMNS(HIDDEN, A, HIDDEN - 1), COLUMNS(1, A, HIDDEN)},
 static const cell_columns columns_of_cells[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_COLUMNS)};
 
-/* sums of `blocks` blocks of units += a w^T, w (blocks*H, K) in panels, or as it is where there are none */
-static product_t product_of_sums(const forward_t *f, int blocks, fastrnn_size K, const real *panels, const real *w,
-                                 const fastrnn_size *column)
+/* sums of `blocks` blocks of units += a w^T, w (blocks*H, K) in panels, or as it is where there are none. Every member
+ * is set one by one: to clear the struct first would take longer than a step of a small layer has. */
+static void set_product(const forward_t *f, product_t *p, int blocks, fastrnn_size K, const real *panels, const real *w,
+                        const fastrnn_size *column)
 {
-    return (product_t){
-        .me = f->step.me,
-        .K = K,
-        .units = f->step.layer->H,
-        .blocks = blocks,
-        .w = {panels, weight_width(blocks), K},
-        .matrix = w,
-        .ld_matrix = K,
-        .a_row = K,
-        .a_k = 1,
-        .ld_from = f->width,
-        .ld_to = f->width,
-        .stride = f->step.layer->shape.accumulators * LANES,
-        .column = column,
-        .sums = 1,
-    };
+    p->me = f->step.me;
+    p->before = 0, p->continues = p->compact = p->downward = 0;
+    p->K = K, p->units = f->step.layer->H, p->blocks = blocks;
+    p->w.at = panels, p->w.width = weight_width(blocks), p->w.depth = K;
+    p->matrix = w, p->ld_matrix = K;
+    p->first_k = 0;
+    p->a = 0, p->a_row = K, p->a_k = 1, p->a_panel = p->a_first = 0;
+    p->from = 0, p->ld_from = f->width;
+    p->to = 0, p->ld_to = f->width;
+    p->stride = f->step.layer->shape.accumulators * LANES;
+    p->column = column;
+    p->sums = 1;
 }
 
 /* The products of a step, but for its rows of x, h and sums. */
@@ -144,9 +139,9 @@ static void make_forward(forward_t *f)
     const fastrnn_size H = layer->H, P = layer->P;
     const int hidden = shape.hidden_blocks;
     const cell_columns *columns = &columns_of_cells[layer->cell];
-    f->input = product_of_sums(f, shape.gates, layer->I, run->panels.ih, w->weight_ih, columns->input);
+    set_product(f, &f->input, shape.gates, layer->I, run->panels.ih, w->weight_ih, columns->input);
     f->input.from = f->bias, f->input.ld_from = 0;
-    f->hidden = product_of_sums(f, hidden, P, run->panels.hh, w->weight_hh, columns->hidden);
+    set_product(f, &f->hidden, hidden, P, run->panels.hh, w->weight_hh, columns->hidden);
     if (f->project_by_step) {
         f->hidden.before = &f->input;
         f->hidden.continues = f->hidden.compact = hidden == shape.gates;
@@ -155,11 +150,11 @@ static void make_forward(forward_t *f)
     }
     if (shape.has_reset) { /* sums of the last block += (r h) W_hh^T */
         const real *panels = run->panels.hh ? (const real *)run->panels.hh + packed_size(hidden, H, P) : 0;
-        f->reset = product_of_sums(f, 1, H, panels, (const real *)w->weight_hh + hidden * H * P, columns->reset);
+        set_product(f, &f->reset, 1, H, panels, (const real *)w->weight_hh + hidden * H * P, columns->reset);
         f->reset.a = f->run->unit;
     }
     if (layer->projected) { /* h = (o tanh(c)) W_hr^T */
-        f->output = product_of_sums(f, 1, H, run->panels.hr, w->weight_hr, plain_columns);
+        set_product(f, &f->output, 1, H, run->panels.hr, w->weight_hr, plain_columns);
         f->output.units = P;
         f->output.a = f->run->unit;
         f->output.ld_to = run->ldh;
@@ -255,19 +250,20 @@ static void work_forward(void *context, const fastrnn_member *me)
     const fastrnn_forward_run *forward = context;
     const fastrnn_run *run = &forward->run;
     const fastrnn_layer *layer = run->layer;
-    forward_t f = {
-        .step = begin_run(run, me),
-        .run = forward,
-        .project_by_step = run->B >= 16 && run->panels.ih, /* unpacked weights have no tile that takes two products */
-        .width = layer->shape.accumulators * vector_count(layer->H) * LANES,
-        .bias = forward->sums,
-    };
+    forward_t f;
+    begin_run(&f.step, run, me);
+    f.run = forward;
+    f.project_by_step = run->B >= 16 && run->panels.ih; /* unpacked weights have no tile that takes two products */
+    f.width = layer->shape.accumulators * vector_count(layer->H) * LANES;
+    f.bias = run->panels.bias ? run->panels.bias : forward->sums;
     real *sums = (real *)forward->sums + f.width;
     unsigned turn = 0;
     make_forward(&f);
-    if (me->rank == 0)
-        set_bias_row(&f);
-    fastrnn_barrier(me);
+    if (f.bias == forward->sums) {
+        if (me->rank == 0)
+            set_bias_row(layer, run->weights, forward->sums);
+        fastrnn_barrier(me);
+    }
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {
         steps = fastrnn_next_chunk(run, done, layer->reverse);
         const fastrnn_size from = layer->reverse ? run->T - done - steps : done, first = run->offsets[from];

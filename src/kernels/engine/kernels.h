@@ -58,14 +58,15 @@ typedef struct {
     fastrnn_cell_shape shape;
     fastrnn_size I, H, P, G, AH;
     int has_bias_ih, has_bias_hh, projected, reverse;
-    size_t panels_at[2][3];    /* of W_ih, W_hh, W_hr: bytes from the first panel of either pass */
+    size_t panels_at[2][4];    /* of fastrnn_layer_panels: bytes from the first panel of either pass */
     size_t sums_row;           /* bytes of a row of the fused engine's sums, the most over all instruction sets */
     fastrnn_size forward_rows; /* of projected sums that forward has at once */
 } fastrnn_layer;
 
-/* Panels of W_ih, W_hh and W_hr for one pass: by rows for forward, by columns for backward. */
+/* Panels of W_ih, W_hh and W_hr for one pass: by rows for forward, by columns for backward; and, for forward, the bias
+ * as a row of sums. */
 typedef struct {
-    void *ih, *hh, *hr;
+    void *ih, *hh, *hr, *bias;
 } fastrnn_layer_panels;
 
 /* ---- runs ------------------------------------------------------------------------------------------ */
@@ -119,7 +120,7 @@ typedef struct {
     fastrnn_run run;
     fastrnn_rows y; /* scattered, or none: then h_rows is all that is wanted */
     /* scratch */
-    void *sums; /* 1 + chunk rows of layer->sums_row bytes; BLAS: (chunk, AH) */
+    void *sums; /* 1 + chunk rows of layer->sums_row bytes, the first for the bias; BLAS: (chunk, AH) */
     void *bias; /* (AH,)   BLAS */
     void *unit; /* (B, H)  o tanh(c) before projection, or r*h_prev */
 } fastrnn_forward_run;
@@ -217,11 +218,13 @@ typedef struct {
      *   packed_size   numbers in the panels of `blocks` blocks of `units` columns, K deep
      *   pack_rows     panels of w (blocks*units, K): for a product with its transpose
      *   pack_columns  panels of w (K, units)
-     *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)
+     *   pack_bias     the combined bias of a layer, as a row of layer->sums_row bytes
+ *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)
          *   run_forward, run_backward  a whole run; as multiply, 0 or why it ended early (fastrnn_parallel) */
     fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);
     void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const void *w, void *panels);
     void (*pack_columns)(fastrnn_size units, fastrnn_size K, const void *w, void *panels);
+    void (*pack_bias)(const fastrnn_layer *layer, const fastrnn_weights *w, void *row);
     int (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const void *a, fastrnn_size a_row, fastrnn_size a_k,
                     const void *panels, void *c, int threads, const fastrnn_poll *poll);
     int (*run_forward)(const fastrnn_forward_run *run);

@@ -98,31 +98,31 @@ void fastrnn_lay_out(batch_t *b, int pass)
 
 /* ---- scratch of a run -------------------------------------------------------------------------------- */
 
-fastrnn_run fastrnn_open_run(const batch_t *b, int k)
+void fastrnn_open_run(const batch_t *b, int k, fastrnn_run *run)
 {
     const fastrnn_stack *stack = b->stack;
     const fastrnn_call *call = b->call;
     const fastrnn_layer *layer = &stack->layers[k];
     const level_t *level = &b->levels[k / stack->D];
-    const int direction = k % stack->D, most = fastrnn_get_threads();
-    const int packed = b->map && b->map->packed;
+    const int direction = k % stack->D, most = fastrnn_get_threads(), packed = b->map && b->map->packed;
     char *h_rows = level->h.data;
-    return (fastrnn_run){
-        .layer = layer,
-        .item = b->item,
-        .T = b->steps,
-        .B = b->S,
-        .offsets = (const fastrnn_size *)b->offsets,
-        .cells = {call->T, packed ? 1 : call->B, b->map && !packed ? b->at.source : NULL, b->map ? b->at.place : NULL,
-                  b->map && b->map->repeat},
-        .weights = &call->weights[k],
-        .x = level->x,
-        .h_rows = h_rows ? h_rows + (size_t)(direction * layer->P) * b->item : NULL,
-        .ldh = h_rows ? level->h.row : layer->P,
-        .ring = !h_rows,
-        .threads = call->threads > 0 && call->threads < most ? call->threads : most,
-        .poll = {call->poll, call->poll_context},
-    };
+    run->layer = layer;
+    run->item = b->item;
+    run->T = b->steps, run->B = b->S, run->chunk = 0;
+    run->offsets = (const fastrnn_size *)b->offsets;
+    run->cells.T = call->T, run->cells.B = packed ? 1 : call->B;
+    run->cells.source = b->map && !packed ? b->at.source : NULL;
+    run->cells.place = b->map ? b->at.place : NULL;
+    run->cells.repeat = b->map && b->map->repeat;
+    run->weights = &call->weights[k];
+    run->panels = (fastrnn_layer_panels){NULL, NULL, NULL};
+    run->x = level->x, run->x_chunk = NULL;
+    run->h_rows = h_rows ? h_rows + (size_t)(direction * layer->P) * b->item : NULL;
+    run->ldh = h_rows ? level->h.row : layer->P;
+    run->ring = !h_rows;
+    run->h = run->c = run->gates = run->c_rows = NULL;
+    run->threads = call->threads > 0 && call->threads < most ? call->threads : most;
+    run->poll = (fastrnn_poll){call->poll, call->poll_context};
 }
 
 void fastrnn_take_forward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_forward_run *forward)
@@ -133,6 +133,7 @@ void fastrnn_take_forward_scratch(const batch_t *b, fastrnn_arena *arena, fastrn
     const size_t chunk = (size_t)smallest(run->chunk, b->N);
     forward->sums = fastrnn_take(arena, (1 + chunk) * layer->sums_row);
     forward->bias = fastrnn_take(arena, (size_t)layer->AH * b->item);
+    forward->unit = NULL;
     if (layer->projected || layer->shape.has_reset)
         forward->unit = fastrnn_take(arena, (size_t)(b->S * layer->H) * b->item);
     if (run->x.scattered)

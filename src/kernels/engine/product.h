@@ -92,6 +92,10 @@ typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n
 INLINE int weight_width(int blocks) { return blocks == 3 ? 3 : TILE_VECTORS / 6; }
 #define COLUMN_WIDTH 3
 
+/* a/b of numbers below 2^32: the division of 64 bits takes twice as long, on some processors five times, and a step of a
+ * small layer has a dozen of them. */
+INLINE fastrnn_size quotient(fastrnn_size a, fastrnn_size b) { return (uint32_t)a / (uint32_t)b; }
+
 /* Vectors of a matrix with that many units (per block). */
 INLINE fastrnn_size vector_count(fastrnn_size units) { return (units + LANES - 1) / LANES; }
 
@@ -261,8 +265,8 @@ INLINE tiling_t divide_rows(const product_t *p, fastrnn_size n)
     const int which = p->w.width - FIRST_WIDTH;
     const unsigned char *most = most_vectors_of[which];
     const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : tallest_tile[which];
-    const fastrnn_size tiles = n <= MOST_ROWS && most[n] ? 1 : (n + tallest - 1) / tallest;
-    const fastrnn_size low = tiles == 1 ? n : n / tiles;
+    const fastrnn_size tiles = n <= MOST_ROWS && most[n] ? 1 : quotient(n + tallest - 1, tallest);
+    const fastrnn_size low = tiles == 1 ? n : quotient(n, tiles);
     return (tiling_t){tiles, low, widest_tile(p, low)};
 }
 
@@ -290,7 +294,7 @@ INLINE void cover(const product_t *p, const pass_t *pass, fastrnn_size row, fast
 {
     const fastrnn_size count = (last - first) * p->blocks, width = p->w.width;
     const fastrnn_size before = first * p->blocks; /* vectors */
-    const fastrnn_size first_panel = p->blocks == width ? first : first ? before / width : 0;
+    const fastrnn_size first_panel = p->blocks == width ? first : first ? quotient(before, width) : 0;
     const tiling_t tiling = divide_rows(p, row_end - row);
     fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
     for (fastrnn_size next; row < row_end; row = next, higher--) {
@@ -303,13 +307,13 @@ INLINE void cover(const product_t *p, const pass_t *pass, fastrnn_size row, fast
         for (fastrnn_size j = 0, n; j < count; j += n) {
             n = count - j;
             if (n > most) { /* tiles of equal width, but whole panels */
-                const fastrnn_size parts = (n + most - 1) / most;
-                n = least(((n + parts - 1) / parts + width - 1) / width * width, most);
+                const fastrnn_size parts = quotient(n + most - 1, most), part = quotient(n + parts - 1, parts);
+                n = least(quotient(part + width - 1, width) * width, most);
             }
             if (place || n < width) /* the panel's rest, at most */
                 n = least(n, width - place);
-            tiles_of_rows[n - 1](p, pass, row, panel, place, first + (j ? j / p->blocks : 0),
-                                 (int)(j ? j % p->blocks : 0));
+            const fastrnn_size units = j ? quotient(j, p->blocks) : 0;
+            tiles_of_rows[n - 1](p, pass, row, panel, place, first + units, (int)(j - units * p->blocks));
             for (place += n; place >= width; place -= width)
                 panel++;
         }
@@ -322,15 +326,17 @@ INLINE void cover_panels(const product_t *p, const pass_t *pass, fastrnn_size ro
 {
     const fastrnn_size from = first * p->blocks, to = last * p->blocks, width = p->w.width; /* vectors */
     const tiling_t tiling = divide_rows(p, row_end - row);
-    const fastrnn_size first_panel = from / width, panels = (to - 1) / width + 1 - first_panel;
+    const fastrnn_size first_panel = quotient(from, width), panels = quotient(to - 1, width) + 1 - first_panel;
     for (fastrnn_size turn = 0; turn < panels; turn++) {
         const fastrnn_size panel = first_panel + (p->downward ? panels - 1 - turn : turn);
         const fastrnn_size vector = greatest(panel * width, from), end = least((panel + 1) * width, to);
+        const fastrnn_size units = quotient(vector, p->blocks);
+        const int block = (int)(vector - units * p->blocks);
         fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
         for (fastrnn_size at = row, high; at < row_end; at += high, higher--) {
             high = tiling.low + (higher > 0);
-            tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](
-                p, pass, at, panel, vector - panel * width, vector / p->blocks, (int)(vector % p->blocks));
+            tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](p, pass, at, panel, vector - panel * width, units,
+                                                                        block);
         }
     }
 }
@@ -366,16 +372,16 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
             (p->compact || n * vectors * p->stride > SMALL_SUMS || vectors * p->blocks * p->K > SMALL_WEIGHTS)) {
             if (p->blocks < p->w.width) {
                 grain = p->w.width / p->blocks;
-                grains = (vector_end + grain - 1) / grain - vector / grain;
+                grains = quotient(vector_end + grain - 1, grain) - quotient(vector, grain);
             }
-            const fastrnn_size most_grains = most / (grain * p->blocks);
-            groups = most_grains <= 1 ? grains : (grains - 1) / most_grains + 1;
+            const fastrnn_size most_grains = quotient(most, grain * p->blocks);
+            groups = most_grains <= 1 ? grains : quotient(grains - 1, most_grains) + 1;
         }
         pass_t pass = {.to = p->to, .ld_to = p->ld_to, .first_row = top, .rows = n};
         if (most == p->w.width && !p->a_panel && vectors * p->blocks * depth * VECTOR_BYTES > FAR_WEIGHTS)
             pass.ahead = p->downward ? -1 : 1;
         if (p->compact)
-            pass.ld_to = ((grains - 1) / groups + 1) * grain * p->stride;
+            pass.ld_to = (quotient(grains - 1, groups) + 1) * grain * p->stride;
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
             const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;

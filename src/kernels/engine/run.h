@@ -72,7 +72,7 @@ static fastrnn_size row_after(const fastrnn_run *run, fastrnn_size work)
  * units divide it. */
 INLINE int divides_units(const fastrnn_run *run, int threads) { return threads > 1 && run->B < 4 * threads; }
 
-static step_t begin_run(const fastrnn_run *run, const fastrnn_member *me)
+static void begin_run(step_t *s, const fastrnn_run *run, const fastrnn_member *me)
 {
     const fastrnn_layer *layer = run->layer;
     const int split_units = divides_units(run, me->size);
@@ -81,17 +81,15 @@ static step_t begin_run(const fastrnn_run *run, const fastrnn_member *me)
     if (!split_units && me->size > 1 && N < run->T * run->B)
         rows = (span_t){row_after(run, N * me->rank / me->size),
                         me->rank + 1 < me->size ? row_after(run, N * (me->rank + 1) / me->size) : run->B};
-    return (step_t){
-        .run = run,
-        .layer = layer,
-        .me = me,
-        .split_units = split_units,
-        .rows = rows,
-        .units = share_of(split_units ? me : &alone, vector_count(layer->H), 1),
-        .out = share_of(split_units ? me : &alone, vector_count(layer->P), 1),
-        .history = {run->h_rows, 0, run->ldh},
-        .x = {run->x.data, 0, run->x.row},
-    };
+    s->run = run;
+    s->layer = layer;
+    s->me = me;
+    s->split_units = split_units;
+    s->rows = rows;
+    s->units = share_of(split_units ? me : &alone, vector_count(layer->H), 1);
+    s->out = share_of(split_units ? me : &alone, vector_count(layer->P), 1);
+    s->history = (rows_t){run->h_rows, 0, run->ldh};
+    s->x = (rows_t){run->x.data, 0, run->x.row};
 }
 
 INLINE fastrnn_size rows_at(const fastrnn_run *run, fastrnn_size t)

@@ -160,18 +160,19 @@ static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int pass)
 {
     const fastrnn_cell_shape shape = layer->shape;
     const int64_t I = layer->I, H = layer->H, P = layer->P, G = layer->G;
-    size_t parts[3] = {0};
+    size_t parts[4] = {0};
     if (pass == 0) {
         parts[0] = fastrnn_panel_bytes(stack, shape.gates, H, I);
         parts[1] = fastrnn_panel_bytes(stack, shape.hidden_blocks, H, P);
         parts[1] += shape.has_reset ? fastrnn_panel_bytes(stack, 1, H, H) : 0;
         parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, P, H) : 0;
+        parts[3] = layer->sums_row;
     } else {
         parts[0] = fastrnn_panel_bytes(stack, 1, I, G);
         parts[1] = fastrnn_panel_bytes(stack, 1, P, G);
         parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, H, P) : 0;
     }
-    for (int part = 0; part < 3; part++) {
+    for (int part = 0; part < 4; part++) {
         layer->panels_at[pass][part] = stack->panels[pass];
         stack->panels[pass] += (parts[part] + 63) & ~(size_t)63;
     }
@@ -187,10 +188,10 @@ fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *p
 {
     const head_t *head = panels;
     const size_t *at = stack->layers[k].panels_at[pass];
-    const char *first = (const char *)panels + head->begin;
+    char *first = (char *)(uintptr_t)panels + head->begin;
     if (pass == 1 && head->passes & FASTRNN_FORWARD)
         first += stack->panels[0];
-    return (fastrnn_layer_panels){(char *)first + at[0], (char *)first + at[1], (char *)first + at[2]};
+    return (fastrnn_layer_panels){first + at[0], first + at[1], first + at[2], first + at[3]};
 }
 
 fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass)
@@ -216,6 +217,7 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
             table->pack_columns(H, P, w->weight_hr, to.hr);
         return;
     }
+    table->pack_bias(layer, w, to.bias);
     table->pack_rows(shape.gates, H, layer->I, w->weight_ih, to.ih);
     table->pack_rows(shape.hidden_blocks, H, P, w->weight_hh, to.hh);
     if (shape.has_reset)
@@ -234,11 +236,13 @@ fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *w
     head->begin = (int64_t)(((after + 63) & ~(uintptr_t)63) - (uintptr_t)panels);
     if (!fastrnn_is_fused())
         return FASTRNN_OK;
+    const uint64_t mode = fastrnn_flush_denormals(); /* biases are added as a run would add them */
     for (int pass = 0; pass < 2; pass++)
         if (passes & (pass ? FASTRNN_BACKWARD : FASTRNN_FORWARD))
             for (int k = 0; k < stack->L * stack->D; k++) {
                 const fastrnn_layer_panels to = fastrnn_panels_of(stack, panels, pass, k);
                 pack_layer(stack, &stack->layers[k], &weights[k], pass, to);
             }
+    fastrnn_restore_mode(mode);
     return FASTRNN_OK;
 }

@@ -26,6 +26,7 @@ const fastrnn_table PASTE(PASTE(PASTE(fastrnn_, FASTRNN_ISA_NAME), _), SUFFIX) =
     .packed_size = packed_size,
     .pack_rows = pack_all_rows,
     .pack_columns = pack_all_columns,
+    .pack_bias = set_bias_row,
     .multiply = multiply_all,
     .run_forward = run_forward,
     .run_backward = run_backward,

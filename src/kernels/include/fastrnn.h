@@ -85,8 +85,8 @@ typedef struct {
     void *weight_hr; /* (P, H) or NULL */
 } fastrnn_weights;
 
-/* Panels are weights in the layout of one instruction set. Their header names that instruction set and holds a hash of
- * the specs. */
+/* Panels are weights and biases in the layout of one instruction set. Their header names that instruction set and holds
+ * a hash of the specs. */
 FASTRNN_API size_t fastrnn_panels_size(const fastrnn_stack *stack, int passes);
 FASTRNN_API fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes,
                                         void *panels);
