@@ -8,16 +8,10 @@
  * The small problems have every shape that leaves a vector, a tile or a chunk incomplete. The large ones are
  * large enough to be worth sharing, by rows and by units; that they are in fact shared is checked, so that a
  * change of the thresholds in run.h cannot make the comparison of threads an empty one.
- *
- * Scratch and results begin as NaNs, so whatever is read before it is written shows in a result; arrays have
- * their exact size and no more alignment than their elements need, so sanitizers see what reaches too far.
  */
 #include "kernels.h"
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "harness.h"
 
 typedef struct {
     int cell, single, reverse, mixed, projected; /* mixed: rows of different lengths */
@@ -25,34 +19,10 @@ typedef struct {
 } problem;
 
 static const fastrnn_isa *isa;
-static int threads, must_share;
-static size_t item; /* bytes of the real type at hand */
-static const char *title;
+static int must_share;
 
-static _Noreturn void fail(const char *what)
-{
-    printf("FAILED: %s\n", what); /* among the lines, so that it is seen which one */
-    fprintf(stderr, "%s, %d threads, %s: %s\n", isa ? isa->name : "-", threads, title ? title : "", what);
-    exit(1);
-}
+/* ---- the engine's functions, of the real type at hand --------------------------------------------- */
 
-/* ---- memory --------------------------------------------------------------------------------------- */
-
-static void *blocks[64];
-static int block_count;
-
-static void *block(size_t size, size_t skip)
-{
-    void *start;
-    if (block_count == sizeof blocks / sizeof *blocks || posix_memalign(&start, 64, size + skip))
-        fail("out of memory");
-    blocks[block_count++] = start;
-    memset(start, 0xff, size + skip);
-    return (char *)start + skip;
-}
-
-/* n numbers, aligned as the caller's own arrays may be: not at all. */
-static void *array(fastrnn_size n) { return block((size_t)n * item, item); }
 static void *array_if(int needed, fastrnn_size n) { return needed ? array(n) : NULL; }
 static void *panels(fastrnn_size n) { return block((size_t)n * item, 0); }
 
@@ -60,63 +30,6 @@ static void *copy(const void *from, fastrnn_size n)
 {
     return from ? memcpy(array(n), from, (size_t)n * item) : NULL;
 }
-
-static void free_all(void)
-{
-    while (block_count)
-        free(blocks[--block_count]);
-}
-
-/* ---- numbers -------------------------------------------------------------------------------------- */
-
-static uint64_t seed;
-
-static int64_t next_bits(void) /* 24 of them, signed: a float holds them all, so every sum has to round */
-{
-    seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    return (int64_t)(seed >> 40) - (1 << 23);
-}
-
-static int one_in(int n) { return (next_bits() & 0xffff) % n == 0; }
-
-/* n numbers below 2/sqrt(K), by a power of two: a sum of K products of them stays moderate. */
-static void *numbers(fastrnn_size n, fastrnn_size K)
-{
-    void *out = array(n);
-    double scale = 1.0 / (1 << 23);
-    for (; K > 4; K = (K + 3) / 4)
-        scale /= 2;
-    for (fastrnn_size k = 0; k < n; k++) {
-        const double value = (double)next_bits() * scale;
-        if (item == sizeof(float))
-            ((float *)out)[k] = (float)value;
-        else
-            ((double *)out)[k] = value;
-    }
-    return out;
-}
-
-static uint64_t hash(const void *from, size_t size) /* FNV-1a */
-{
-    uint64_t h = UINT64_C(0xcbf29ce484222325);
-    for (const unsigned char *at = from, *end = at + size; at < end; at++)
-        h = (h ^ *at) * UINT64_C(0x100000001b3);
-    return h;
-}
-
-/* Prints the hash of rows by `columns` numbers, and of what lies between them, which nobody may touch. */
-static void report(const char *name, const void *from, fastrnn_size rows, fastrnn_size columns, fastrnn_size ld)
-{
-    if (!from)
-        return;
-    printf(" %s %016llx", name, (unsigned long long)hash(from, (size_t)(rows * ld) * item));
-    for (fastrnn_size row = 0; row < rows; row++)
-        for (fastrnn_size k = row * ld; k < row * ld + columns; k++)
-            if (!isfinite(item == sizeof(float) ? (double)((const float *)from)[k] : ((const double *)from)[k]))
-                fail("a result is not finite");
-}
-
-/* ---- the engine's functions, of the real type at hand --------------------------------------------- */
 
 #define CALL(F, ...) isa->table[item == sizeof(double)]->F(__VA_ARGS__)
 
@@ -143,9 +56,6 @@ int __wrap_fastrnn_parallel(int n, fastrnn_work work, void *context, const fastr
     return __real_fastrnn_parallel(n, work, context, poll);
 }
 
-enum { STOP = 7 };
-static int count_down(void *context) { return --*(int *)context == 0 ? STOP : 0; }
-
 static fastrnn_size least(fastrnn_size a, fastrnn_size b) { return a < b ? a : b; }
 
 /* ---- a run, there and back ------------------------------------------------------------------------ */
@@ -161,9 +71,7 @@ static void solve(problem q)
     snprintf(name, sizeof name, "%s%s %s T%d B%d I%d H%d%s%s", shape.name, q.projected ? " projected" : "",
              q.single ? "f32" : "f64", (int)T, (int)B, (int)I, (int)H, q.reverse ? " reverse" : "",
              q.mixed ? " mixed" : "");
-    title = name;
-    seed = hash(name, strlen(name));
-    printf("%s:", name);
+    open_problem(name);
 
     fastrnn_size *offsets = calloc((size_t)T + 1, sizeof *offsets); /* the last of mixed rows may have none */
     if (!offsets)
@@ -322,9 +230,7 @@ static void multiply(int single, int transpose, fastrnn_size M, fastrnn_size N, 
     item = single ? sizeof(float) : sizeof(double);
     snprintf(name, sizeof name, "multiply %s%s %d %d %d", single ? "f32" : "f64", transpose ? " transposed" : "",
              (int)M, (int)N, (int)K);
-    title = name;
-    seed = hash(name, strlen(name));
-    printf("%s:", name);
+    open_problem(name);
     const void *a = numbers(M * K, K), *b = numbers(K * N, K);
     void *c = array(M * N);
     CALL(multiply, M, N, K, a, transpose ? 1 : K, transpose ? M : 1, pack_columns(N, K, b), c, threads,
@@ -405,7 +311,7 @@ int main(int count, char **arguments)
         if (isas[k]->table[0]->run_forward && count == 1)
             printf("%s\n", isas[k]->name);
         else if (isas[k]->table[0]->run_forward && count == 4 && !strcmp(isas[k]->name, arguments[1]))
-            isa = isas[k];
+            isa = isas[k], engine = isa->name;
     if (count == 1)
         return 0;
     threads = count == 4 ? atoi(arguments[2]) : 0;

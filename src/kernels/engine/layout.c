@@ -115,7 +115,7 @@ void fastrnn_open_run(const batch_t *b, int k, fastrnn_run *run)
     run->cells.place = b->map ? b->at.place : NULL;
     run->cells.repeat = b->map && b->map->repeat;
     run->weights = &call->weights[k];
-    run->panels = (fastrnn_layer_panels){NULL, NULL, NULL};
+    run->panels = (fastrnn_layer_panels){0};
     run->x = level->x, run->x_chunk = NULL;
     run->h_rows = h_rows ? h_rows + (size_t)(direction * layer->P) * b->item : NULL;
     run->ldh = h_rows ? level->h.row : layer->P;
