@@ -157,6 +157,14 @@ FASTRNN_API void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *row
 /* How many steps the chunk after the first `done` steps takes, in the order of forward or against it. */
 FASTRNN_API fastrnn_size fastrnn_next_chunk(const fastrnn_run *run, fastrnn_size done, int from_end);
 
+/* A matrix to pack: element (r, k) at data + r*row + k*column numbers. Its rows, if `order` is given, are blocks of
+ * `block` rows, and block b is found at order[b]. */
+typedef struct {
+    const void *data;
+    fastrnn_size row, column, block;
+    const uint8_t *order;
+} fastrnn_source;
+
 /* ---- kernels --------------------------------------------------------------------------------------- */
 
 /* Where the sums of a step lie: those of block b of the units from k on, of row r, at
@@ -222,9 +230,9 @@ typedef struct {
  *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)
          *   run_forward, run_backward  a whole run; as multiply, 0 or why it ended early (fastrnn_parallel) */
     fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);
-    void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const void *w, void *panels);
-    void (*pack_columns)(fastrnn_size units, fastrnn_size K, const void *w, void *panels);
-    void (*pack_bias)(const fastrnn_layer *layer, const fastrnn_weights *w, void *row);
+    void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
+    void (*pack_columns)(fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
+    void (*pack_bias)(const fastrnn_layer *layer, const fastrnn_weights *w, const uint8_t *order, void *row);
     int (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const void *a, fastrnn_size a_row, fastrnn_size a_k,
                     const void *panels, void *c, int threads, const fastrnn_poll *poll);
     int (*run_forward)(const fastrnn_forward_run *run);

@@ -21,6 +21,12 @@ static inline int64_t fastrnn_output_width(const fastrnn_stack *stack)
     return stack->D * stack->layers[stack->L * stack->D - 1].P;
 }
 
+/* Whether weights are row-major, their blocks in the order of the cell's gates. */
+int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer);
+
+/* Where the block of each gate is found in the arrays: `order`, filled; or NULL where there is no gate order. */
+const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer *layer, uint8_t order[8]);
+
 /* Those of layer k in `panels`, which have been found to match; pass 0 is forward, 1 backward. */
 fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int pass, int k);
 
