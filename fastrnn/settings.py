@@ -28,7 +28,7 @@ from . import _kernels
 from .arguments import as_size
 from .version import __version__
 
-# Where the extensions find it when they are loaded. An editable install may have them elsewhere than this file.
+# Where the extensions find it when they are loaded. In an editable install they can lie apart from this file.
 _LIBRARY_FOLDER = os.path.join(os.path.dirname(os.path.abspath(_kernels.__path__[0])), "_lib")
 
 
