@@ -411,6 +411,32 @@ def test_no_rows_and_many_steps():
     assert h_n.shape == (1, 0, 4)
 
 
+def views_of(numbers, shape):
+    """Arrays of such a shape, made of few numbers: rows that repeat, overlap, go backwards or lie apart."""
+    T, B, I = shape
+    item = numbers.itemsize
+    yield "contiguous", numbers[: T * B * I].reshape(shape)
+    yield "repeated", np.broadcast_to(numbers[:I], shape)
+    yield "overlapping", np.lib.stride_tricks.as_strided(numbers, shape, (B * item, item, item))
+    yield "backwards", numbers[: T * B * I].reshape(shape)[::-1, ::-1]
+    yield "apart", numbers[: 2 * T * B * I].reshape(T, B, 2 * I)[..., :I]
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("B", [1, 20])
+def test_rows_may_lie_as_they_like(rng, B):
+    layer = LSTM(3, 4, 2, bidirectional=True, rng=0)
+    numbers = rng.standard_normal(2000).astype("f4")
+    for (name, x), (_, dy) in zip(views_of(numbers, (5, B, 3)), views_of(numbers, (5, B, 8)), strict=True):
+        results = []
+        for copied in (False, True):
+            y, state, tape = layer.forward(x.copy() if copied else x)
+            grads = layer.backward(tape, dy.copy() if copied else dy, state)
+            results.append([y, *state, grads.x, *grads.state, *grads.parameters.values()])
+        for actual, expected in zip(*results, strict=True):
+            assert_close(actual, expected, 1e-6, name)
+
+
 # ---- streams --------------------------------------------------------------------------------------
 
 

@@ -32,13 +32,16 @@ fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width
     const int packed = b->map && b->map->packed;
     const int even = packed || (!b->map && (B == 1 || T == 1 || s.step == B * s.row));
     const int64_t ld = B == 1 && !packed ? (T == 1 ? width : s.step) : s.row;
-    if (even && (ld == width || !exact))
+    /* BLAS takes no rows that overlap, repeat or go backwards, and 32 bits of distance. */
+    if (even && (ld == width || (!exact && ld > width && ld <= INT32_MAX)))
         return (fastrnn_rows){s.data, ld, 0, 0};
     return (fastrnn_rows){s.data, s.row, packed ? s.row : s.step, 1}; /* packed rows count as steps of one row */
 }
 
 void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width)
 {
+    if (b->map->packed)
+        return;
     const size_t bytes = (size_t)width * b->item;
     for (int64_t t = 0, cell = 0; t < b->call->T; t++)
         for (int64_t row = 0; row < b->call->B; row++, cell++)
