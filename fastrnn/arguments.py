@@ -278,7 +278,7 @@ def check_shape(owner: str, name: str, array: Array, letters: str, shape: tuple[
 
 def check_ndim(owner: str, name: str, array: Array, *letters: str) -> None:
     """ValueError unless `array` has as many dimensions as one of the shapes in `letters`."""
-    if array.ndim not in [len(shape.split(",")) for shape in letters]:
+    if array.ndim not in [len(shape.strip("(,)").split(",")) for shape in letters]:
         raise ValueError(f"{owner}: {name} has shape {array.shape}, expected {' or '.join(letters)}")
 
 
@@ -325,45 +325,91 @@ def as_lengths(owner: str, lengths: Any, T: int, B: int) -> Array | None:
     bad = np.flatnonzero((array < 0) | (array > T))
     if bad.size:
         raise ValueError(f"{owner}: lengths[{bad[0]}] is {array[bad[0]]}, expected 0 <= length <= T = {T}")
-    return None if np.all(array == T) else array.astype(np.intp)
+    return None if np.all(array == T) else array.astype(np.int64)
+
+
+class Given(NamedTuple):
+    """What a caller says of the steps of a batch. None: nothing."""
+
+    lengths: Any = None
+    mask: Any = None
+    reset: Any = None
+    batch_sizes: Any = None
 
 
 class Steps(NamedTuple):
     """Which steps of a batch (T, B) are real, and where episodes begin. None: all are; none does."""
 
-    lengths: Array | None = None  #: (B,) of intp
+    T: int
+    B: int
+    lengths: Array | None = None  #: (B,) of integers
     mask: Array | None = None  #: (T, B) of bool
     reset: Array | None = None  #: (T, B) of bool
+    batch_sizes: Array | None = (
+        None  #: (T,) of integers: sequences are packed rows, the first ones real at step t
+    )
 
     @property
     def are_all(self) -> bool:
-        """Whether every step is real, and no episode begins."""
-        return self.lengths is None and self.mask is None and self.reset is None
+        """Whether every step is real, and no episode begins, in sequences (T, B, ...)."""
+        return self.lengths is None and self.mask is None and self.reset is None and self.batch_sizes is None
 
-    def real(self, T: int, B: int) -> Array:
-        """(T, B) of bool: t < length and mask."""
-        real = np.ones((T, B), bool) if self.mask is None else self.mask.copy()
+    def real(self) -> Array:
+        """(T, B) of bool: t < length and mask, or b < batch size."""
+        real = np.ones((self.T, self.B), bool) if self.mask is None else self.mask.copy()
         if self.lengths is not None:
-            real &= np.arange(T)[:, None] < self.lengths
+            real &= np.arange(self.T)[:, None] < self.lengths
+        if self.batch_sizes is not None:
+            real &= np.arange(self.B) < self.batch_sizes[:, None]
         return real
 
 
-def as_steps(
-    owner: str, lengths: Any, mask: Any, reset: Any, T: int, B: int, layout: str = "(T, B)"
-) -> Steps:
-    """The three checked; `layout` is that of mask and reset, (T, B), (B, T), or (T,) where B is 1."""
+def with_width(layout: str, width: str) -> str:
+    """The letters of sequences in this layout: "(T, B)" and "I" are "(T, B, I)"."""
+    return f"{layout.rstrip(',)')}, {width})"
+
+
+def as_steps(owner: str, given: Given, shape: tuple[int, ...], layout: str = "(T, B)") -> Steps:
+    """What the caller says of the steps of x, whose axes but the last are `shape`, checked.
+
+    `layout` is their letters, as well as those of mask and reset: (T, B), (B, T), (T,) where B is 1, or (N,)
+    with batch_sizes.
+    """
+    if given.batch_sizes is not None:
+        return _as_packed_steps(owner, given, shape[0])
+    T, B = {"(T, B)": shape, "(B, T)": shape[::-1], "(T,)": (*shape, 1)}[layout]
     marks = []
-    for name, value in (("mask", mask), ("reset", reset)):
+    for name, value in (("mask", given.mask), ("reset", given.reset)):
         array = None
         if value is not None:
             array = as_marks(owner, name, value)
-            check_shape(
-                owner, name, array, layout, {"(T, B)": (T, B), "(B, T)": (B, T), "(T,)": (T,)}[layout]
-            )
+            check_shape(owner, name, array, layout, shape)
             array = array.T if layout == "(B, T)" else array.reshape(T, B)
             array = None if array.all() == array.any() == (name == "mask") else array
         marks.append(array)
-    return Steps(as_lengths(owner, lengths, T, B), *marks)
+    return Steps(T, B, as_lengths(owner, given.lengths, T, B), *marks)
+
+
+def _as_packed_steps(owner: str, given: Given, N: int) -> Steps:
+    """PyTorch's batch_sizes of N packed rows."""
+    for name, value in given._asdict().items():
+        if name != "batch_sizes" and value is not None:
+            raise ValueError(f"{owner}: batch_sizes and {name} are both given, expected one of them")
+    sizes = as_integers(owner, "batch_sizes", given.batch_sizes)
+    check_ndim(owner, "batch_sizes", sizes, "(T,)")
+    small, rising = np.flatnonzero(sizes < 1), np.flatnonzero(sizes[1:] > sizes[:-1])
+    if small.size:
+        t = small[0]
+        raise ValueError(f"{owner}: batch_sizes[{t}] is {sizes[t]}, expected at least 1")
+    if rising.size:
+        t = rising[0] + 1
+        raise ValueError(
+            f"{owner}: batch_sizes[{t}] is {sizes[t]}, expected at most the one before, {sizes[t - 1]}"
+        )
+    total = int(sizes.sum(dtype=np.float64))  # exact if it is N: no sum wraps around
+    if total != N:
+        raise ValueError(f"{owner}: batch_sizes have the sum {total}, expected N = {N}, the rows of x")
+    return Steps(len(sizes), int(sizes[0]) if N else 0, batch_sizes=sizes.astype(np.int64))
 
 
 def as_marks(owner: str, name: str, value: Any) -> Array:

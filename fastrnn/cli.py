@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .recipe import DEMO, FULL
+from .recurrent import LAYERS
 
 # Modules that take time to import are imported where they are used, so that -h and mistakes answer at once.
 
@@ -246,7 +247,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         )
 
     group = parser.add_argument_group("model")
-    add("cell", "the recurrent layer", choices=("rnn", "lstm", "gru"))
+    add("cell", "the recurrent layer", choices=tuple(LAYERS))
     add("hidden", "hidden units of a layer", _integer(1))
     add("layers", "recurrent layers", _integer(1))
     add("embedding", "numbers that stand for a token", _integer(1))

@@ -357,15 +357,14 @@ def _build(recipe: Recipe, vocab_size: int, steps: int) -> Sequential:
     from .layers import Dense, Dropout, Embedding
     from .model import Sequential
     from .optimizers import Adam
-    from .recurrent import GRU, LSTM, RNN
+    from .recurrent import LAYERS
 
     rng = np.random.default_rng(recipe.seed)
-    cell: Any = {"rnn": RNN, "lstm": LSTM, "gru": GRU}[recipe.cell]
     between = recipe.dropout if recipe.layers > 1 else 0.0
     model = Sequential(
         [
             Embedding(vocab_size, recipe.embedding, rng=rng),
-            cell(recipe.embedding, recipe.hidden, recipe.layers, dropout=between, rng=rng),
+            LAYERS[recipe.cell](recipe.embedding, recipe.hidden, recipe.layers, dropout=between, rng=rng),
             Dropout(recipe.dropout, rng=rng),
             Dense(recipe.hidden, vocab_size, activation="softmax", rng=rng),
         ],

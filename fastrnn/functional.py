@@ -8,6 +8,7 @@ Shapes, everywhere: ``T`` time steps, ``B`` batch rows, ``I`` inputs, ``H`` hidd
 size (an unprojected LSTM has ``P = H``)::
 
     x (T, B, I)   y (T, B, P)   h (B, P)   c (B, H)   lengths (B,) integers, any order, 0 <= length <= T
+    or packed rows: x (N, I)   y (N, P)   batch_sizes (T,) integers, falling, N in all
     weight_ih (G, I)   weight_hh (G, P)   bias_ih, bias_hh (G,)   weight_hr (P, H)     G = H, 3H or 4H
 
 ``rnn``, ``lstm`` and ``gru`` keep nothing and may be called from many threads at once; the ``_forward``
@@ -21,10 +22,10 @@ from __future__ import annotations
 from typing import Any
 
 from ._kernels import Stack, Tape, empty
-from .arguments import Array, as_choice, as_flag
+from .arguments import Array, Given
 from .base import Gradients
-from .cell_arguments import WEIGHTS, Sizes, as_call, as_output_gradient, as_states
-from .cells import CELLS, Cell, as_map
+from .cell_arguments import Sizes, as_call, as_output_gradient, as_states
+from .cells import CELLS, FAMILIES, WEIGHTS, as_map
 
 __all__ = [
     "gru",
@@ -51,6 +52,7 @@ def rnn(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    batch_sizes: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Elman's recurrent network: ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
@@ -70,6 +72,10 @@ def rnn(
     reset : booleans (T, B), optional
         Where an episode begins: before such a step, real or not, the state is zero, and no gradient
         passes. Both directions are cut there. What lies beyond a row's length does not count.
+    batch_sizes : integers (T,), optional
+        As in PyTorch's packed sequences: x and y are packed rows, (N, I) and (N, H), one step after the
+        other, and those of step t are the first ``batch_sizes[t]`` rows of the batch. They never rise, are at
+        least 1, and N is their sum. Not together with lengths, mask or reset.
     reverse : bool
         Run from each row's last real step to its first; y stays in the order of x.
 
@@ -98,7 +104,7 @@ def rnn(
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
     y, state, _ = _run(
-        "rnn", _rnn_cell(nonlinearity), x, state, given, (lengths, mask, reset), reverse, keep=False
+        "rnn", nonlinearity, x, state, given, Given(lengths, mask, reset, batch_sizes), reverse, keep=False
     )
     return y, state
 
@@ -115,11 +121,14 @@ def rnn_forward(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    batch_sizes: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `rnn`, and the tape for `rnn_backward`. Keeps nothing beside x and y."""
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    return _run("rnn", _rnn_cell(nonlinearity), x, state, given, (lengths, mask, reset), reverse, keep=True)
+    return _run(
+        "rnn", nonlinearity, x, state, given, Given(lengths, mask, reset, batch_sizes), reverse, keep=True
+    )
 
 
 def rnn_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -143,6 +152,7 @@ def lstm(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    batch_sizes: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Long short-term memory, with a projection where `weight_hr` is given.
@@ -168,6 +178,10 @@ def lstm(
     reset : booleans (T, B), optional
         Where an episode begins: before such a step, real or not, the state is zero, and no gradient
         passes. Both directions are cut there. What lies beyond a row's length does not count.
+    batch_sizes : integers (T,), optional
+        As in PyTorch's packed sequences: x and y are packed rows, (N, I) and (N, P), one step after the
+        other, and those of step t are the first ``batch_sizes[t]`` rows of the batch. They never rise, are at
+        least 1, and N is their sum. Not together with lengths, mask or reset.
     reverse : bool
         Run from each row's last real step to its first; y stays in the order of x.
 
@@ -196,7 +210,9 @@ def lstm(
     ((5, 2, 4), (2, 4))
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    y, state, _ = _run("lstm", CELLS["lstm"], x, state, given, (lengths, mask, reset), reverse, keep=False)
+    y, state, _ = _run(
+        "lstm", None, x, state, given, Given(lengths, mask, reset, batch_sizes), reverse, keep=False
+    )
     return y, state
 
 
@@ -212,11 +228,12 @@ def lstm_forward(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    batch_sizes: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array], Tape]:
     """As `lstm`, and the tape for `lstm_backward`. Keeps 5*T*B*H numbers beside x and y."""
     given = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    return _run("lstm", CELLS["lstm"], x, state, given, (lengths, mask, reset), reverse, keep=True)
+    return _run("lstm", None, x, state, given, Given(lengths, mask, reset, batch_sizes), reverse, keep=True)
 
 
 def lstm_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -240,6 +257,7 @@ def gru(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    batch_sizes: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Gated recurrent unit.
@@ -268,6 +286,10 @@ def gru(
     reset : booleans (T, B), optional
         Where an episode begins: before such a step, real or not, the state is zero, and no gradient
         passes. Both directions are cut there. What lies beyond a row's length does not count.
+    batch_sizes : integers (T,), optional
+        As in PyTorch's packed sequences: x and y are packed rows, (N, I) and (N, H), one step after the
+        other, and those of step t are the first ``batch_sizes[t]`` rows of the batch. They never rise, are at
+        least 1, and N is their sum. Not together with lengths, mask or reset.
     reverse : bool
         Run from each row's last real step to its first; y stays in the order of x.
 
@@ -296,7 +318,7 @@ def gru(
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
     y, state, _ = _run(
-        "gru", _gru_cell(reset_after), x, state, given, (lengths, mask, reset), reverse, keep=False
+        "gru", reset_after, x, state, given, Given(lengths, mask, reset, batch_sizes), reverse, keep=False
     )
     return y, state
 
@@ -313,6 +335,7 @@ def gru_forward(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    batch_sizes: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `gru`, and the tape for `gru_backward`.
@@ -320,7 +343,9 @@ def gru_forward(
     Keeps 4*T*B*H numbers (3*T*B*H with the reset before) beside x and y.
     """
     given = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    return _run("gru", _gru_cell(reset_after), x, state, given, (lengths, mask, reset), reverse, keep=True)
+    return _run(
+        "gru", reset_after, x, state, given, Given(lengths, mask, reset, batch_sizes), reverse, keep=True
+    )
 
 
 def gru_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
@@ -332,31 +357,25 @@ def gru_backward(tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
     return _run_backward("gru", tape, dy, dstate)
 
 
-def _rnn_cell(nonlinearity: str) -> Cell:
-    return CELLS["rnn_" + as_choice("rnn", "nonlinearity", nonlinearity, "tanh", "relu")]
-
-
-def _gru_cell(reset_after: bool) -> Cell:
-    return CELLS["gru" if as_flag("gru", "reset_after", reset_after) else "gru_reset_before"]
-
-
 def _run(
     owner: str,
-    cell: Cell,
+    option: Any,
     x: Any,
     state: Any,
     given: tuple[Any, ...],
-    steps: tuple[Any, Any, Any],
+    steps: Given,
     reverse: Any,
     *,
     keep: bool,
 ) -> tuple[Array, Any, Any]:
-    call = as_call(owner, cell.gates, cell.has_c, x, state, given, steps, reverse)
+    family = FAMILIES[owner]
+    cell = family.cells[family.check(owner, option)]
+    call = as_call(owner, cell, x, state, given, steps, reverse)
     sizes = call.sizes
     stack = Stack(cell.number, [tuple(map(call.weights.get, WEIGHTS))], 1, call.reverse)
     h, c = _copied(call.state)
-    batch = as_map(sizes.T, sizes.B, call.steps)
-    y = empty((sizes.T, sizes.B, sizes.P), call.x.dtype)
+    batch = as_map(call.steps)
+    y = empty((*sizes.rows, sizes.P), call.x.dtype)
     tape = None
     if keep:
         tape = stack.keep(call.x, h, c, y, batch)
@@ -372,10 +391,10 @@ def _run_backward(owner: str, tape: Any, dy: Any, dstate: Any) -> Gradients:
         raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
     x, y, cell = tape.x, tape.y, list(CELLS.values())[tape.stack.cell]
     owner += "_backward"
-    (T, B, I), P = x.shape, y.shape[2]
-    sizes = Sizes(T, B, I, P, tape.stack.hidden_size)
-    dy = as_output_gradient(owner, cell.has_c, dy, sizes, x.dtype)
-    dh, dc = _copied(as_states(owner, "dstate", cell.has_c, dstate, sizes, x.dtype))
+    (*rows, I), P = x.shape, y.shape[-1]
+    sizes = Sizes(tuple(rows), tape.B, I, P, tape.stack.hidden_size)
+    dy = as_output_gradient(owner, cell, dy, sizes, x.dtype)
+    dh, dc = _copied(as_states(owner, "dstate", cell, dstate, sizes, x.dtype))
     dx = empty(x.shape, x.dtype)
     (gradients,) = tape.stack.back(tape, dy, dh, dc, dx)
     parameters = {name: array for name, array in zip(WEIGHTS, gradients, strict=True) if array is not None}

@@ -1,11 +1,12 @@
 """The layers: RNN, LSTM and GRU, stacked and bidirectional, with PyTorch's parameters.
 
-A call goes: check the arguments, pack the batch (sequence.Packing), run each layer and direction on the
-packed rows, unpack. Every direction writes its own columns of its layer's output, so nothing is joined.
+A call checks its arguments, turns them to time-major, and turns the results back. Between the two the engine
+(`_kernels.Stack`) runs all layers and directions.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,8 +15,8 @@ from numpy.typing import DTypeLike
 from ._kernels import Map, Stack, Tape, empty
 from .arguments import (
     Array,
+    Given,
     Steps,
-    as_choice,
     as_dtype,
     as_engine_array,
     as_flag,
@@ -28,10 +29,10 @@ from .arguments import (
     check_blas_sizes,
     check_ndim,
     check_shape,
+    with_width,
 )
 from .base import Gradients, Layer, State, draw_parameters
-from .cell_arguments import WEIGHTS
-from .cells import CELLS, Cell, as_map
+from .cells import FAMILIES, WEIGHTS, Cell, Family, as_map
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -39,11 +40,14 @@ __all__ = ["GRU", "LSTM", "RNN"]
 #: Layers of one stack: far more than have ever been trained, and made in a fraction of a second.
 _MOST_LAYERS = 10_000
 
+#: How a caller's sequences lie: the axes before the width.
+_TIME_FIRST, _BATCH_FIRST, _ONE_ROW, _PACKED = "(T, B)", "(B, T)", "(T,)", "(N,)"
+
 
 class Recurrent(Layer):
     """What RNN, LSTM and GRU share, which is all but the cell."""
 
-    _cell: Cell
+    _family: ClassVar[Family]
 
     def __init__(
         self,
@@ -76,6 +80,8 @@ class Recurrent(Layer):
         self.rng = as_generator(owner, rng)
         check_blas_sizes(owner, **{"4*hidden_size": 4 * self.hidden_size})
         bound = 1.0 / np.sqrt(self.hidden_size)
+        option = self._family.option
+        self._cell: Cell = self._family.cells[getattr(self, option) if option else None]
         self._own(draw_parameters(owner, self._shapes(), bound, self.dtype, self.rng))
         names = [
             self._names(layer, direction)
@@ -109,16 +115,10 @@ class Recurrent(Layer):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape, layer-major."""
-        rows, P = self._cell.gates * self.hidden_size, self._width
         result: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
-            shapes = {
-                "weight_ih": (rows, self.input_size if layer == 0 else self.output_size),
-                "weight_hh": (rows, P),
-                "bias_ih": (rows,),
-                "bias_hh": (rows,),
-                "weight_hr": (P, self.hidden_size),
-            }
+            width = self.input_size if layer == 0 else self.output_size
+            shapes = self._cell.shapes(width, self.hidden_size, self._width)
             for direction in range(self.num_directions):
                 result |= {name: shapes[field] for field, name in self._names(layer, direction).items()}
         return result
@@ -133,7 +133,14 @@ class Recurrent(Layer):
     # -- the public calls: whatever shape the caller has, to time-major and back ------------------
 
     def __call__(
-        self, x: Any, state: State = None, *, lengths: Any = None, mask: Any = None, reset: Any = None
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        reset: Any = None,
+        batch_sizes: Any = None,
     ) -> tuple[Array, State]:
         """Run the layer at inference: keeps nothing, applies no dropout, safe from many threads at once.
 
@@ -150,6 +157,12 @@ class Recurrent(Layer):
         reset : booleans, laid out as mask, optional
             Where an episode begins: before such a step, real or not, the state is zero, and no gradient
             passes. The reverse direction is cut at the same place. Nothing beyond a row's length counts.
+        batch_sizes : integers (T,), optional
+            As in PyTorch's packed sequences: x (N, input_size) and y (N, D*H) are packed rows, one step after
+            the other whatever ``batch_first`` says, and those of step t are the first ``batch_sizes[t]`` rows
+            of the batch. They never rise, are at least 1, and N is their sum; B is the first of them, 0 if
+            there is none. Not together with lengths, mask or reset. The results are those of the rows'
+            lengths, to the bit.
 
         Returns
         -------
@@ -163,21 +176,32 @@ class Recurrent(Layer):
         TypeError, ValueError
             Wrong dtype or kind; wrong shape or value. The message names the argument.
         """
-        if lengths is None and mask is None and reset is None and not self.batch_first:
+        plain = lengths is None and mask is None and reset is None and batch_sizes is None
+        if plain and not self.batch_first:
             result = self._stack.call_exact(x, state)
             if result is not None:
                 return result
-        x, state, batch, batched = self._accept(x, state, lengths, mask, reset)
+        x, state, batch, layout = self._accept(x, state, Given(lengths, mask, reset, batch_sizes))
         y, state = self._run(x, state, batch)
-        return self._give(y, batched), self._give_state(state, batched)
+        return _give(y, layout), self._give_state(state, layout)
 
     def forward(
-        self, x: Any, state: State = None, *, lengths: Any = None, mask: Any = None, reset: Any = None
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        reset: Any = None,
+        batch_sizes: Any = None,
     ) -> tuple[Array, State, Tape]:
         """As a call, with dropout, and the tape that `backward` needs.
 
         The tape refers to x (unless it had to be cast or copied) and to the parameters: change neither
         before backward has run (y is read-only where the tape refers to it).
+
+        Dropout draws a number for each real step of each row, in the order of packed rows sorted by falling
+        length. So lengths and batch_sizes have the same masks.
 
         Memory: beside x and y, the tape keeps ``N * k * H`` numbers for each layer and direction, N the
         number of real steps (T*B if all are), k = 5 for an LSTM, 4 for a GRU (3 with the reset before), 0 for
@@ -187,16 +211,16 @@ class Recurrent(Layer):
         ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1. Beside them it has dx between layers, and
         in the last two cases packed copies of x, dy and dx.
         """
-        plain = lengths is None and mask is None and reset is None
+        plain = lengths is None and mask is None and reset is None and batch_sizes is None
         if plain and not self.batch_first and not self.dropout:
             result = self._stack.keep_exact(x, state)
             if result is not None:
-                result[2].owner = self
+                result[2].owner, result[2].layout = self, _TIME_FIRST
                 return result
-        x, state, batch, batched = self._accept(x, state, lengths, mask, reset)
+        x, state, batch, layout = self._accept(x, state, Given(lengths, mask, reset, batch_sizes))
         y, state, tape = self._keep(x, state, batch)
-        tape.batched = batched
-        return self._give(y, batched), self._give_state(state, batched), tape
+        tape.layout = layout
+        return _give(y, layout), self._give_state(state, layout), tape
 
     def backward(self, tape: Tape, dy: Any, dstate: State = None) -> Gradients:
         """Backpropagation through time.
@@ -217,28 +241,20 @@ class Recurrent(Layer):
         if not isinstance(tape, Tape) or tape.owner is not self:
             raise TypeError(f"{owner}: tape is not one that forward of this layer returned")
         self._check_thawed(owner)
-        batched = tape.batched
-        if batched and not self.batch_first:
+        layout = tape.layout
+        if layout == _TIME_FIRST:
             result = self._stack.back_exact(tape, dy, dstate)
             if result is not None:
                 return Gradients(result[0], result[1], self._name(result[2]))
-        T, B, _ = tape.x.shape
         if dy is not None:
             dy = as_engine_array(as_real(owner, "dy", dy), self.dtype)
-            width, letters = self.output_size, "D*P" if self.proj_size else "D*H"
-            if not batched:
-                check_shape(owner, "dy", dy, f"(T, {letters})", (T, width))
-                dy = dy[:, None]
-            elif self.batch_first:
-                check_shape(owner, "dy", dy, f"(B, T, {letters})", (B, T, width))
-                dy = dy.transpose(1, 0, 2)
-            else:
-                check_shape(owner, "dy", dy, f"(T, B, {letters})", (T, B, width))
-        grads = self._backward(tape, dy, self._accept_state(owner, "dstate", dstate, B, batched))
+            letters = with_width(layout, "D*P" if self.proj_size else "D*H")
+            check_shape(owner, "dy", dy, letters, _give(tape.y, layout).shape)
+            dy = _take(dy, layout)
+        dstate = self._accept_state(owner, "dstate", dstate, tape.B, layout)
+        grads = self._backward(tape, dy, dstate)
         assert grads.x is not None
-        return Gradients(
-            self._give(grads.x, batched), self._give_state(grads.state, batched), grads.parameters
-        )
+        return Gradients(_give(grads.x, layout), self._give_state(grads.state, layout), grads.parameters)
 
     def stream(self, batch_size: int = 1) -> Stream:
         """The layer one step at a time, with its own state: see `Stream`.
@@ -256,37 +272,34 @@ class Recurrent(Layer):
 
     # -- arguments --------------------------------------------------------------------------------
 
-    def _accept(
-        self, x: Any, state: State, lengths: Any, mask: Any, reset: Any
-    ) -> tuple[Array, State, Map | None, bool]:
+    def _accept(self, x: Any, state: State, given: Given) -> tuple[Array, State, Map | None, str]:
         owner = type(self).__name__
         x = as_real(owner, "x", x)
-        letters, layout = ("(B, T, I)", "(B, T)") if self.batch_first else ("(T, B, I)", "(T, B)")
-        check_ndim(owner, "x", x, letters, "(T, I)")
+        layouts = [_BATCH_FIRST if self.batch_first else _TIME_FIRST, _ONE_ROW]
+        if given.batch_sizes is not None:
+            layouts = [_PACKED]
+        letters = [with_width(layout, "I") for layout in layouts]
+        check_ndim(owner, "x", x, *letters)
+        layout = layouts[-1] if x.ndim == 2 else layouts[0]
         if x.shape[-1] != self.input_size:
             raise ValueError(
                 f"{owner}: x has shape {x.shape}, "
-                f"expected {letters} or (T, I) with I = input_size = {self.input_size}"
+                f"expected {' or '.join(letters)} with I = input_size = {self.input_size}"
             )
-        x = as_engine_array(x, self.dtype)
-        batched = x.ndim == 3
-        if not batched:
-            if lengths is not None:
-                raise ValueError(f"{owner}: lengths needs a batched x, {letters}; x has shape {x.shape}")
-            x, layout = x[:, None], "(T,)"
-        elif self.batch_first:
-            x = x.transpose(1, 0, 2)
-        T, B, _ = x.shape
-        check_blas_sizes(owner, B=B)
-        batch = as_map(T, B, as_steps(owner, lengths, mask, reset, T, B, layout))
-        return x, self._accept_state(owner, "state", state, B, batched), batch, batched
+        if layout == _ONE_ROW and given.lengths is not None:
+            raise ValueError(f"{owner}: lengths needs a batched x, {letters[0]}; x has shape {x.shape}")
+        steps = as_steps(owner, given, x.shape[:-1], layout)
+        check_blas_sizes(owner, B=steps.B)
+        x = _take(as_engine_array(x, self.dtype), layout)
+        return x, self._accept_state(owner, "state", state, steps.B, layout), as_map(steps), layout
 
-    def _accept_state(self, owner: str, name: str, state: State, B: int, batched: bool) -> State:
+    def _accept_state(self, owner: str, name: str, state: State, B: int, layout: str = _TIME_FIRST) -> State:
         """h (L*D, B, P), or (h, c) with c (L*D, B, H), of the layer's dtype; zeros for what is None."""
-        count, middle = self.num_layers * self.num_directions, (B,) if batched else ()
+        count, batched = self.num_layers * self.num_directions, layout != _ONE_ROW
         if state is None:
             h = np.zeros((count, B, self._width), self.dtype)
             return (h, np.zeros((count, B, self.hidden_size), self.dtype)) if self._cell.has_c else h
+        middle = (B,) if batched else ()
         letters = "(L*D, B, {})" if batched else "(L*D, {})"
         shapes = [(count, *middle, self._width)]
         if self._cell.has_c:
@@ -298,13 +311,8 @@ class Recurrent(Layer):
             h, c = h[:, None, :], None if c is None else c[:, None, :]
         return h if c is None else (h, c)
 
-    def _give(self, y: Array, batched: bool) -> Array:
-        if not batched:
-            return y[:, 0, :]
-        return y.transpose(1, 0, 2) if self.batch_first else y
-
-    def _give_state(self, state: State, batched: bool) -> State:
-        if batched:
+    def _give_state(self, state: State, layout: str) -> State:
+        if layout != _ONE_ROW:
             return state
         return tuple(part[:, 0] for part in state) if self._cell.has_c else state[:, 0]
 
@@ -325,36 +333,35 @@ class Recurrent(Layer):
         h, c, y = self._begin(x, state)
         masks = None
         if self.dropout and self.num_layers > 1:
-            N = x.shape[0] * x.shape[1] if batch is None else batch.N
+            N = math.prod(x.shape[:-1]) if batch is None else batch.N
             shape = (self.num_layers - 1, N, self.output_size)
             masks = self.rng.random(shape, np.float32) >= self.dropout
         tape = self._stack.keep(x, h, c, y, batch, masks, 1.0 / (1.0 - self.dropout))
-        tape.owner, tape.batched = self, True
+        tape.owner, tape.layout = self, _TIME_FIRST
         y.flags.writeable = False  # the tape has a view of it
         return y, h if c is None else (h, c), tape
 
     def _begin(self, x: Array, state: State) -> tuple[Array, Array | None, Array]:
         """Copies of h and c, which the engine turns into the final state, and an array for y."""
-        T, B, _ = x.shape
         if state is None:
-            state = self._accept_state(type(self).__name__, "state", None, B, True)
+            state = self._accept_state(type(self).__name__, "state", None, x.shape[1])
         h, c = state if self._cell.has_c else (state, None)
-        return h.copy(), None if c is None else c.copy(), self._new_sequence(T, B, self.output_size)
+        return h.copy(), None if c is None else c.copy(), self._new_sequence(x, self.output_size)
 
-    def _new_sequence(self, T: int, B: int, width: int) -> Array:
-        """An array (T, B, width), laid out as the caller has x."""
-        if self.batch_first:
+    def _new_sequence(self, x: Array, width: int) -> Array:
+        """An array like x, but for its width, laid out as the caller has x."""
+        if self.batch_first and x.ndim == 3:
+            T, B, _ = x.shape
             return empty((B, T, width), self.dtype).transpose(1, 0, 2)
-        return empty((T, B, width), self.dtype)
+        return empty((*x.shape[:-1], width), self.dtype)
 
     def _backward(self, tape: Tape, dy: Array | None, dstate: State) -> Gradients:
-        T, B, I = tape.x.shape
         if dstate is None:
-            dstate = self._accept_state(type(self).__name__, "dstate", None, B, True)
+            dstate = self._accept_state(type(self).__name__, "dstate", None, tape.B)
         dh, dc = dstate if self._cell.has_c else (dstate, None)
         dh, dc = dh.copy(), None if dc is None else dc.copy()
         dy = None if dy is None else as_engine_array(dy, self.dtype)
-        dx = self._new_sequence(T, B, I)
+        dx = self._new_sequence(tape.x, self.input_size)
         gradients = self._stack.back(tape, dy, dh, dc, dx)
         return Gradients(dx, dh if dc is None else (dh, dc), self._name(gradients))
 
@@ -366,7 +373,21 @@ class Recurrent(Layer):
 
 def _map_of(x: Array, lengths: Array | None) -> Map | None:
     T, B = x.shape[:2]
-    return as_map(T, B, Steps(lengths))
+    return as_map(Steps(T, B, lengths))
+
+
+def _take(x: Array, layout: str) -> Array:
+    """A caller's sequence as the engine takes it: (T, B, width), or packed rows as they are."""
+    if layout == _ONE_ROW:
+        return x[:, None]
+    return x.transpose(1, 0, 2) if layout == _BATCH_FIRST else x
+
+
+def _give(y: Array, layout: str) -> Array:
+    """The inverse of `_take`."""
+    if layout == _ONE_ROW:
+        return y[:, 0]
+    return y.transpose(1, 0, 2) if layout == _BATCH_FIRST else y
 
 
 class RNN(Recurrent):
@@ -405,6 +426,7 @@ class RNN(Recurrent):
     ((5, 2, 4), (1, 2, 4))
     """
 
+    _family = FAMILIES["rnn"]
     _options: ClassVar[tuple[str, ...]] = (
         "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout",
         "bidirectional", "dtype",
@@ -424,8 +446,7 @@ class RNN(Recurrent):
         dtype: DTypeLike = "float32",
         rng: Any = None,
     ) -> None:
-        self.nonlinearity = as_choice("RNN", "nonlinearity", nonlinearity, "tanh", "relu")
-        self._cell = CELLS["rnn_" + nonlinearity]
+        self.nonlinearity = self._family.check("RNN", nonlinearity)
         super().__init__(
             input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
             bidirectional=bidirectional, dtype=dtype, rng=rng,
@@ -475,7 +496,7 @@ class LSTM(Recurrent):
     ((5, 2, 4), (2, 2, 4))
     """
 
-    _cell = CELLS["lstm"]
+    _family = FAMILIES["lstm"]
     _options: ClassVar[tuple[str, ...]] = (
         "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
         "bidirectional", "proj_size", "dtype",
@@ -525,6 +546,7 @@ class GRU(Recurrent):
     ((5, 2, 8), (2, 2, 4))
     """
 
+    _family = FAMILIES["gru"]
     _options: ClassVar[tuple[str, ...]] = (
         "input_size", "hidden_size", "num_layers", "reset_after", "bias", "batch_first", "dropout",
         "bidirectional", "dtype",
@@ -544,9 +566,12 @@ class GRU(Recurrent):
         dtype: DTypeLike = "float32",
         rng: Any = None,
     ) -> None:
-        self.reset_after = as_flag("GRU", "reset_after", reset_after)
-        self._cell = CELLS["gru" if self.reset_after else "gru_reset_before"]
+        self.reset_after = self._family.check("GRU", reset_after)
         super().__init__(
             input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
             bidirectional=bidirectional, dtype=dtype, rng=rng,
         )  # fmt: skip
+
+
+#: All of the above, by the names of their families, which functions have too.
+LAYERS: dict[str, type[Recurrent]] = {layer._family.name: layer for layer in Recurrent.__subclasses__()}

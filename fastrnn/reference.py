@@ -7,11 +7,13 @@ Every function works on one layer in one direction, time-major, in the dtype of 
 
     T time steps, B rows, I inputs, H hidden units, P projected units, G = H, 3 H or 4 H gate rows
     x (T, B, I)      y (T, B, H or P)    h (B, H or P)    c (B, H)    lengths (B,), 0 <= lengths <= T
+    or packed rows: x (N, I)    y (N, H or P)    batch_sizes (T,), falling, N in all
     weight_ih (G, I)    weight_hh (G, H or P)    bias_ih, bias_hh (G,)    weight_hr (P, H)
 
 Row b has the steps 0 .. lengths[b] - 1 where mask[t, b]. At others y is 0, the state stays, and x is not
 looked at. Where reset[t, b], the state is zero before step t. ``reverse`` takes the same steps from the last
-to the first, with y still in the order of x.
+to the first, with y still in the order of x. With batch_sizes, the rows of x are those of step 0, then those
+of step 1, and so on; step t has the first batch_sizes[t] rows of the batch.
 A missing state is zeros, and so is a missing bias, dy, or part of dstate.
 
 There are three parts: the cells, one step each; the time loop that all of them share; the public
@@ -26,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastrnn.arguments import Array, as_choice, as_flag
+from fastrnn import cells
+from fastrnn.arguments import Array, Given, Steps
 from fastrnn.base import Gradients, State
 from fastrnn.cell_arguments import Call, Sizes, as_call, as_output_gradient, as_states
 
@@ -119,10 +122,8 @@ def rnn_step_backward(
     return dx, (dh,), d_ih | d_hh
 
 
-RNN = {
-    "tanh": Cell(partial(rnn_step, np.tanh), partial(rnn_step_backward, d_tanh)),
-    "relu": Cell(partial(rnn_step, relu), partial(rnn_step_backward, d_relu)),
-}
+RNN_TANH = Cell(partial(rnn_step, np.tanh), partial(rnn_step_backward, d_tanh))
+RNN_RELU = Cell(partial(rnn_step, relu), partial(rnn_step_backward, d_relu))
 
 
 # Long short-term memory (Hochreiter & Schmidhuber, Neural Computation 9, 1997) with the forget gate
@@ -193,6 +194,9 @@ def gru_step_backward(p: Parameters, saved: Arrays, dh: Array) -> tuple[Array, A
     return dx, (dh * z + dh_gates,), d_ih | d_hh
 
 
+GRU = Cell(gru_step, gru_step_backward)
+
+
 # Gated recurrent unit with the reset gate before the product, as the EMNLP paper prints it:
 #
 #     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)          n  = tanh(W_in x + b_in           (18-21)
@@ -224,9 +228,15 @@ def gru_reset_before_step_backward(
     return dx, (dh * z + drh * r + da_r @ W_hr + da_z @ W_hz,), d_ih | d_hh
 
 
-GRU = {
-    True: Cell(gru_step, gru_step_backward),
-    False: Cell(gru_reset_before_step, gru_reset_before_step_backward),
+GRU_RESET_BEFORE = Cell(gru_reset_before_step, gru_reset_before_step_backward)
+
+#: By the names of the compiled cells.
+CELLS = {
+    "rnn_tanh": RNN_TANH,
+    "rnn_relu": RNN_RELU,
+    "lstm": LSTM,
+    "gru": GRU,
+    "gru_reset_before": GRU_RESET_BEFORE,
 }
 
 
@@ -236,11 +246,13 @@ GRU = {
 class Tape(NamedTuple):
     """What the way back needs. It is only read, so backward can be called again."""
 
-    cell: Cell
+    owner: str  #: the function
+    cell: cells.Cell
     parameters: Parameters
     given: Sequence[str]  #: the parameters that the caller passed; gradients are for these only
     steps: Sequence[int]  #: the steps t in the order in which they were taken
     active: Array  #: (T, B) bool, the real steps
+    places: Array  #: (T, B), where the rows of x are that belong to them
     fresh: Array  #: (T, B) bool, where the state is zero before the step
     saved: dict[int, Arrays]  #: by t: what the cell kept, the active rows only
     sizes: Sizes
@@ -248,8 +260,7 @@ class Tape(NamedTuple):
 
 def begins(call: Call) -> Array:
     """(T, B) bool: where the state is zero before a step; in reverse, before an episode's last one."""
-    T, B = call.sizes.T, call.sizes.B
-    reset = call.steps.reset
+    T, B, reset = call.steps.T, call.steps.B, call.steps.reset
     if reset is None:
         return np.zeros((T, B), bool)
     if call.steps.lengths is not None:
@@ -257,59 +268,73 @@ def begins(call: Call) -> Array:
     return np.roll(reset, -1, axis=0) & (np.arange(T)[:, None] < T - 1) if call.reverse else reset
 
 
+def places(steps: Steps) -> Array:
+    """(T, B): which row of x, all its steps one after the other, belongs to a real step."""
+    if steps.batch_sizes is None:
+        return np.arange(steps.T * steps.B).reshape(steps.T, steps.B)
+    first = np.cumsum(steps.batch_sizes) - steps.batch_sizes
+    return first[:, None] + np.arange(steps.B)
+
+
 # NaN and infinity go through without a warning, as in `fastrnn.functional`.
 @np.errstate(over="ignore", invalid="ignore")
-def scan(cell: Cell, call: Call) -> tuple[Array, Arrays, Tape]:
-    """Take every step; returns y, the last state and the tape."""
-    T, B, _, P, _ = call.sizes
-    x = call.x
+def scan(owner: str, option: Any, *arguments: Any) -> tuple[Array, Arrays, Tape]:
+    """Take every step; returns y, the last state and the tape.
+
+    `option` says which cell of the function `owner` it is. The arguments are those of `as_call`.
+    """
+    family = cells.FAMILIES[owner]
+    shape = family.cells[family.check(owner, option)]
+    call = as_call(owner, shape, *arguments)
+    cell, steps, sizes = CELLS[shape.name], call.steps, call.sizes
+    x = call.x.reshape(-1, sizes.I)
     p = {name: value.copy() for name, value in call.weights.items()}  # the caller may change them meanwhile
     no_bias = np.zeros(len(p["weight_ih"]), x.dtype)
     p = {"bias_ih": no_bias, "bias_hh": no_bias} | p
     now = tuple(value.copy() for value in call.state)
 
-    steps = range(T)[::-1] if call.reverse else range(T)
-    active = call.steps.real(T, B)
-    fresh = begins(call)
+    order = range(steps.T)[::-1] if call.reverse else range(steps.T)
+    active, at, fresh = steps.real(), places(steps), begins(call)
     saved = {}
-    y = np.zeros((T, B, P), x.dtype)
-    for t in steps:
+    y = np.zeros((len(x), sizes.P), x.dtype)
+    for t in order:
         rows = active[t]
         for value in now:
             value[fresh[t]] = 0
-        after, saved[t] = cell.step(p, x[t, rows], *(value[rows] for value in now))
+        after, saved[t] = cell.step(p, x[at[t, rows]], *(value[rows] for value in now))
         for value, new in zip(now, after, strict=True):
             value[rows] = new
-        y[t, rows] = after[0]
-    return y, now, Tape(cell, p, tuple(call.weights), steps, active, fresh, saved, call.sizes)
+        y[at[t, rows]] = after[0]
+    tape = Tape(owner, shape, p, tuple(call.weights), order, active, at, fresh, saved, sizes)
+    return y.reshape(*sizes.rows, sizes.P), now, tape
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def scan_backward(owner: str, cells: Sequence[Cell], tape: Any, dy: Any, dstate: Any) -> Gradients:
+def scan_backward(owner: str, tape: Any, dy: Any, dstate: Any) -> Gradients:
     """Backpropagation through time: the steps of `scan` from the last to the first."""
-    if not isinstance(tape, Tape) or tape.cell not in cells:
+    if not isinstance(tape, Tape) or tape.owner != owner:
         raise TypeError(f"{owner}_backward: tape is not one that {owner}_forward returned")
-    p, sizes, has_c = tape.parameters, tape.sizes, owner == "lstm"
+    p, sizes, cell = tape.parameters, tape.sizes, CELLS[tape.cell.name]
     dtype = p["weight_ih"].dtype
-    dy = as_output_gradient(f"{owner}_backward", has_c, dy, sizes, dtype)
-    dstates = as_states(f"{owner}_backward", "dstate", has_c, dstate, sizes, dtype)
-    dx = np.zeros((sizes.T, sizes.B, sizes.I), dtype)
+    dy = as_output_gradient(f"{owner}_backward", tape.cell, dy, sizes, dtype)
+    dstates = as_states(f"{owner}_backward", "dstate", tape.cell, dstate, sizes, dtype)
+    dx = np.zeros((*sizes.rows, sizes.I), dtype)
+    dx_rows = dx.reshape(-1, sizes.I)
     dp = {name: np.zeros_like(value) for name, value in p.items()}
     dnow = tuple(value.copy() for value in dstates)
 
     for t in tape.steps[::-1]:
         rows = tape.active[t]
+        at = tape.places[t, rows]
         if dy is not None:
-            dnow[0][rows] += dy[t, rows]
-        dx[t, rows], before, dp_t = tape.cell.step_backward(
-            p, tape.saved[t], *(value[rows] for value in dnow)
-        )
+            dnow[0][rows] += dy.reshape(-1, sizes.P)[at]
+        dx_rows[at], before, dp_t = cell.step_backward(p, tape.saved[t], *(value[rows] for value in dnow))
         for value, new in zip(dnow, before, strict=True):
             value[rows] = new
             value[tape.fresh[t]] = 0
         for name, value in dp_t.items():
             dp[name] += value
-    return Gradients(dx, dnow if has_c else dnow[0], {name: dp[name] for name in tape.given})
+    return Gradients(dx, dnow if len(dnow) > 1 else dnow[0], {name: dp[name] for name in tape.given})
 
 
 # ---- the public functions -----------------------------------------------------------------------
@@ -327,18 +352,19 @@ def rnn_forward(
     lengths: Array | None = None,
     mask: Array | None = None,
     reset: Array | None = None,
+    batch_sizes: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `rnn`, and the tape that `rnn_backward` takes: y, h_n, tape."""
-    cell = RNN[as_choice("rnn", "nonlinearity", nonlinearity, *RNN)]
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    y, (h_n,), tape = scan(cell, as_call("rnn", 1, False, x, state, weights, (lengths, mask, reset), reverse))
+    given = Given(lengths, mask, reset, batch_sizes)
+    y, (h_n,), tape = scan("rnn", nonlinearity, x, state, weights, given, reverse)
     return y, h_n, tape
 
 
 def rnn_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradients:
     """Gradients for x, h_0 and the parameters, from those for y (T, B, H) and h_n (B, H)."""
-    return scan_backward("rnn", list(RNN.values()), tape, dy, dstate)
+    return scan_backward("rnn", tape, dy, dstate)
 
 
 def rnn(
@@ -353,6 +379,7 @@ def rnn(
     lengths: Array | None = None,
     mask: Array | None = None,
     reset: Array | None = None,
+    batch_sizes: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Simple recurrent network, equation (5).
@@ -368,6 +395,10 @@ def rnn(
     nonlinearity : {"tanh", "relu"}
     lengths : (B,) integer array or None
         The number of steps of each row, None for T everywhere.
+    mask, reset : (T, B) boolean arrays or None
+        Which steps are real, and where an episode begins.
+    batch_sizes : (T,) integer array or None
+        x and y are packed rows, (N, I) and (N, H): those of step t are the first batch_sizes[t] rows.
     reverse : bool
         Whether to go through the steps from the last to the first.
 
@@ -395,6 +426,7 @@ def rnn(
         "lengths": lengths,
         "mask": mask,
         "reset": reset,
+        "batch_sizes": batch_sizes,
         "reverse": reverse,
     }
     return rnn_forward(x, state, weight_ih, weight_hh, bias_ih, bias_hh, **options)[:2]
@@ -412,13 +444,13 @@ def lstm_forward(
     lengths: Array | None = None,
     mask: Array | None = None,
     reset: Array | None = None,
+    batch_sizes: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array], Tape]:
     """As `lstm`, and the tape that `lstm_backward` takes: y, (h_n, c_n), tape."""
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    y, (h_n, c_n), tape = scan(
-        LSTM, as_call("lstm", 4, True, x, state, weights, (lengths, mask, reset), reverse)
-    )
+    given = Given(lengths, mask, reset, batch_sizes)
+    y, (h_n, c_n), tape = scan("lstm", None, x, state, weights, given, reverse)
     return y, (h_n, c_n), tape
 
 
@@ -427,7 +459,7 @@ def lstm_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradien
 
     dy is (T, B, H or P); dstate is (dh_n, dc_n), (B, H or P) and (B, H).
     """
-    return scan_backward("lstm", [LSTM], tape, dy, dstate)
+    return scan_backward("lstm", tape, dy, dstate)
 
 
 def lstm(
@@ -442,6 +474,7 @@ def lstm(
     lengths: Array | None = None,
     mask: Array | None = None,
     reset: Array | None = None,
+    batch_sizes: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Long short-term memory, equations (7) to (9); gate rows in the order i, f, g, o.
@@ -456,7 +489,7 @@ def lstm(
         The biases may be None.
     weight_hr : (P, H) array or None
         The projection, if there is one.
-    lengths, mask, reset, reverse
+    lengths, mask, reset, batch_sizes, reverse
         As in `rnn`.
 
     Returns
@@ -476,7 +509,13 @@ def lstm(
     >>> c_n.tolist()
     [[7.0]]
     """
-    options: dict[str, Any] = {"lengths": lengths, "mask": mask, "reset": reset, "reverse": reverse}
+    options: dict[str, Any] = {
+        "lengths": lengths,
+        "mask": mask,
+        "reset": reset,
+        "batch_sizes": batch_sizes,
+        "reverse": reverse,
+    }
     return lstm_forward(x, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, **options)[:2]
 
 
@@ -492,18 +531,19 @@ def gru_forward(
     lengths: Array | None = None,
     mask: Array | None = None,
     reset: Array | None = None,
+    batch_sizes: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array, Tape]:
     """As `gru`, and the tape that `gru_backward` takes: y, h_n, tape."""
-    cell = GRU[as_flag("gru", "reset_after", reset_after)]
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, None)
-    y, (h_n,), tape = scan(cell, as_call("gru", 3, False, x, state, weights, (lengths, mask, reset), reverse))
+    given = Given(lengths, mask, reset, batch_sizes)
+    y, (h_n,), tape = scan("gru", reset_after, x, state, weights, given, reverse)
     return y, h_n, tape
 
 
 def gru_backward(tape: Tape, dy: Array | None, dstate: State = None) -> Gradients:
     """Gradients for x, h_0 and the parameters, from those for y (T, B, H) and h_n (B, H)."""
-    return scan_backward("gru", list(GRU.values()), tape, dy, dstate)
+    return scan_backward("gru", tape, dy, dstate)
 
 
 def gru(
@@ -518,6 +558,7 @@ def gru(
     lengths: Array | None = None,
     mask: Array | None = None,
     reset: Array | None = None,
+    batch_sizes: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
     """Gated recurrent unit, equations (14) or (18); gate rows in the order r, z, n.
@@ -532,7 +573,7 @@ def gru(
         The biases may be None.
     reset_after : bool
         Whether the reset gate multiplies W_hn h + b_hn, (14), or h before that product, (18).
-    lengths, mask, reset, reverse
+    lengths, mask, reset, batch_sizes, reverse
         As in `rnn`.
 
     Returns
@@ -556,6 +597,7 @@ def gru(
         "lengths": lengths,
         "mask": mask,
         "reset": reset,
+        "batch_sizes": batch_sizes,
         "reverse": reverse,
     }
     return gru_forward(x, state, weight_ih, weight_hh, bias_ih, bias_hh, **options)[:2]

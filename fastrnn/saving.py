@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,15 +14,15 @@ from .base import Layer
 from .checkpoint import Path, TensorInfo, open_file
 from .layers import Dense, Dropout, Embedding, LastStep
 from .model import Sequential
-from .recurrent import GRU, LSTM, RNN
+from .recurrent import LAYERS as RECURRENT
+from .recurrent import Recurrent
 
 __all__ = ["load"]
 
 #: What a file may ask for, and nothing else.
 LAYERS: dict[str, type[Layer]] = {
-    layer.__name__: layer for layer in (RNN, LSTM, GRU, Embedding, Dense, Dropout, LastStep)
+    layer.__name__: layer for layer in (*RECURRENT.values(), Embedding, Dense, Dropout, LastStep)
 }
-_GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 #: More would take long to build, because `Sequential` compares each with all before it.
 MAX_LAYERS = 1000
 
@@ -151,12 +152,19 @@ def _fewest(name: str, config: Mapping[str, Any]) -> tuple[int, int]:
         return 1, size("input_dim") * size("output_dim")
     if name == "Dense":
         return 1, size("input_size") * size("units")
-    if name not in _GATES:
+    layer = LAYERS[name]
+    if not issubclass(layer, Recurrent):
         return 0, 0
     D = 2 if config.get("bidirectional") else 1
     H, L = size("hidden_size"), size("num_layers", 1)
     P = size("proj_size") or H
-    return 2 * D * L, D * _GATES[name] * H * (size("input_size") + P + (L - 1) * (D * P + P))
+
+    def matrices(width: int) -> int:
+        """Numbers in the two of a layer whose input has that width."""
+        shapes = [cell.shapes(width, H, P) for cell in layer._family.cells.values()]
+        return min(math.prod(shape["weight_ih"]) + math.prod(shape["weight_hh"]) for shape in shapes)
+
+    return 2 * D * L, D * (matrices(size("input_size")) + (L - 1) * matrices(D * P))
 
 
 def _compare(parameters: Mapping[str, Array], tensors: Mapping[str, TensorInfo]) -> None:

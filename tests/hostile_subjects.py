@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastrnn
+from fastrnn.cells import CELLS, FAMILIES
 
 # ---- valid arguments, by the name of the parameter -----------------------------------------------------
 #
@@ -33,6 +34,13 @@ _WHOLE = "abcdef"  # V characters
 
 def _array(*shape: int) -> Callable[[Any], Any]:
     return lambda owner: np.sin(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+
+
+def _arrays_of(parameter: str, P: int | None = None) -> list[Callable[[Any], Any]]:
+    """One for each shape that the parameter has in any cell; with P, in those that can be projected."""
+    cells = [cell for cell in CELLS.values() if P is None or cell.has_c]
+    shapes = dict.fromkeys(cell.shapes(I, H, P or H)[parameter] for cell in cells)
+    return [_array(*shape) for shape in shapes]
 
 
 def _pair(*shapes: tuple[int, ...]) -> Callable[[Any], Any]:
@@ -119,11 +127,12 @@ VALID: dict[str, list[Callable[[Any], Any]]] = {
     "batch": _just(0),
     "batch_first": _just(True),
     "batch_size": _just(1, 2),
+    "batch_sizes": [lambda owner: np.array([B, T - B])],  # of T packed rows
     "beta_1": _just(0.9),
     "beta_2": _just(0.9),
     "bias": _just(False),
-    "bias_hh": [_array(H), _array(3 * H), _array(4 * H)],
-    "bias_ih": [_array(H), _array(3 * H), _array(4 * H)],
+    "bias_hh": _arrays_of("bias_hh"),
+    "bias_ih": _arrays_of("bias_ih"),
     "bidirectional": _just(True),
     "boundaries": [lambda owner: [2, 5]],
     "callbacks": [lambda owner: [fastrnn.callbacks.EarlyStopping("loss"), fastrnn.callbacks.Callback()]],
@@ -228,7 +237,7 @@ VALID: dict[str, list[Callable[[Any], Any]]] = {
     "steps": _just(10),
     "tape": [
         *[lambda owner, x=x: owner.forward(x(owner))[2] for x in X],
-        *[lambda owner, name=name: _functional_tape(owner, name) for name in ("rnn", "gru", "lstm")],
+        *[lambda owner, name=name: _functional_tape(owner, name) for name in FAMILIES],
     ],
     "temperature": _just(0.5, 0),
     "text": [
@@ -254,9 +263,9 @@ VALID: dict[str, list[Callable[[Any], Any]]] = {
     "warmup_steps": _just(2),
     "weight": [_probabilities(B)],
     "weight_decay": _just(0.1),
-    "weight_hh": [_array(H, H), _array(3 * H, H), _array(4 * H, H), _array(4 * H, P)],
+    "weight_hh": [*_arrays_of("weight_hh"), *_arrays_of("weight_hh", P)],
     "weight_hr": [_array(P, H)],
-    "weight_ih": [_array(H, I), _array(3 * H, I), _array(4 * H, I)],
+    "weight_ih": _arrays_of("weight_ih"),
     "x": X,
     "x_t": [_array(1, I), _array(2, I), _ids(1), _ids(2)],
     "y": [_ids(B, T), _array(B, V)],
@@ -273,8 +282,8 @@ IN_PLACE = {
 
 
 def _functional_tape(owner: ModuleType, name: str) -> Any:
-    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
-    weights = _array(gates * H, I)(owner), _array(gates * H, H)(owner)
+    shapes = next(iter(FAMILIES[name].cells.values())).shapes(I, H, H)
+    weights = _array(*shapes["weight_ih"])(owner), _array(*shapes["weight_hh"])(owner)
     return getattr(owner, f"{name}_forward")(_array(T, B, I)(owner), None, *weights)[2]
 
 

@@ -6,14 +6,39 @@ expected, so one tolerance serves arrays of any scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+from fastrnn.cells import FAMILIES
+
+
+class Kind(NamedTuple):
+    """A cell as users ask for it."""
+
+    function: str  #: of fastrnn.functional
+    options: dict[str, Any]  #: that choose among the cells of the function
+    projected: bool
+
+
+def _kinds() -> Iterator[tuple[str, Kind]]:
+    for family in FAMILIES.values():
+        for value, cell in family.cells.items():
+            name, options = cell.name.replace("_", " "), {family.option: value} if family.option else {}
+            yield name, Kind(family.name, options, False)
+            if cell.has_c:
+                yield f"{name} projected", Kind(family.name, options, True)
+
+
+#: Every cell that is compiled, projected ones apart: what is tested of one is tested of all.
+CELLS = dict(_kinds())
+
+#: The functions that PyTorch has a layer for.
+TORCH_FUNCTIONS = ("rnn", "lstm", "gru")
 
 
 class Work(NamedTuple):
@@ -97,7 +122,7 @@ def finite_difference(
 class Problem:
     """One call of one cell, forward and backward, with everything that it takes."""
 
-    cell: str  #: "rnn", "lstm" or "gru"
+    cell: str  #: the function: "rnn", "lstm", "gru"
     x: np.ndarray
     state: tuple[np.ndarray, ...]  #: (h_0,) or (h_0, c_0)
     parameters: dict[str, np.ndarray]
@@ -143,10 +168,10 @@ class Problem:
         return replace(self, parameters=self.parameters | {name: array})
 
     def _pack(self, state: tuple[np.ndarray, ...]) -> Any:
-        return state if self.cell == "lstm" else state[0]
+        return state if len(state) > 1 else state[0]
 
     def _unpack(self, state: Any) -> tuple[np.ndarray, ...]:
-        return tuple(state) if self.cell == "lstm" else (state,)
+        return tuple(state) if isinstance(state, tuple) else (state,)
 
 
 def named(y: Any, state: tuple[Any, ...], dx: Any, dstate: tuple[Any, ...]) -> dict[str, Any]:
@@ -173,12 +198,11 @@ def random_lengths(rng: np.random.Generator, pattern: Any, T: int, B: int) -> np
 
 def random_problem(
     rng: np.random.Generator,
-    cell: str,
+    name: str,
     T: int,
     B: int,
     I: int,
     H: int,
-    P: int | None = None,
     *,
     bias: bool = True,
     dtype: Any = np.float64,
@@ -187,28 +211,31 @@ def random_problem(
 ) -> Problem:
     """Random input, non-zero states, weights that leave the gates unsaturated, upstream gradients.
 
-    `lengths` is a pattern of `random_lengths`; `options` are those of the cell's function.
+    `name` is one of CELLS, `lengths` a pattern of `random_lengths`; `options` are those of the cell's function.
     """
-    G, out = GATES[cell] * H, P or H
+    kind = CELLS[name]
+    out = (H + 1) // 2 if kind.projected else H
+    cell = FAMILIES[kind.function].cells[next(iter(kind.options.values()), None)]
+    shapes = cell.shapes(I, H, out)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * rng.standard_normal(shape)).astype(dtype)
 
-    parameters = {"weight_ih": normal(G, I, scale=I**-0.5), "weight_hh": normal(G, out, scale=out**-0.5)}
+    parameters = {w: normal(*shapes[w], scale=shapes[w][1] ** -0.5) for w in ("weight_ih", "weight_hh")}
     if bias:
-        parameters |= {"bias_ih": normal(G, scale=0.5), "bias_hh": normal(G, scale=0.5)}
-    if P:
-        parameters["weight_hr"] = normal(P, H, scale=H**-0.5)
-    sizes = (out, H) if cell == "lstm" else (out,)
+        parameters |= {b: normal(*shapes[b], scale=0.5) for b in ("bias_ih", "bias_hh")}
+    if kind.projected:
+        parameters["weight_hr"] = normal(*shapes["weight_hr"], scale=H**-0.5)
+    sizes = (out, H)[: len(cell.states)]
     return Problem(
-        cell,
+        kind.function,
         x=normal(T, B, I),
         state=tuple(normal(B, size) for size in sizes),
         parameters=parameters,
         lengths=random_lengths(rng, lengths, T, B),
         dy=normal(T, B, out),
         dstate=tuple(normal(B, size) for size in sizes),
-        options=options,
+        options=kind.options | options,
     )
 
 
@@ -294,9 +321,11 @@ def _torch_backward(
 def torch_problem(problem: Problem) -> dict[str, np.ndarray]:
     """`Problem.run` by torch.nn, or for a GRU with reset_after=False by `torch_gru_reset_before`.
 
-    For `reverse` it is the second direction of a bidirectional layer whose first one has zero weights.
+    The test is skipped for a cell that PyTorch has not. For `reverse` it is the second direction of a bidirectional layer whose first one has zero weights.
     """
     options = dict(problem.options)
+    if problem.cell not in TORCH_FUNCTIONS:
+        pytest.skip(f"PyTorch has no {problem.cell}")
     if not options.pop("reset_after", True):
         return torch_gru_reset_before(problem)
     reverse = options.pop("reverse", False)

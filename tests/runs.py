@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from oracles import named
+from oracles import CELLS, named
 
-from fastrnn import GRU, LSTM, RNN, Dense
-
-KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
-CELLS = {
-    "rnn tanh": ("rnn", {"nonlinearity": "tanh"}),
-    "rnn relu": ("rnn", {"nonlinearity": "relu"}),
-    "lstm": ("lstm", {}),
-    "lstm projected": ("lstm", {"proj_size": True}),
-    "gru": ("gru", {"reset_after": True}),
-    "gru reset before": ("gru", {"reset_after": False}),
-}
+from fastrnn import Dense
+from fastrnn.recurrent import LAYERS
 
 
 def make_layer(cell, I, H, L=1, **options):
-    kind, fixed = CELLS[cell]
-    fixed = dict(fixed)
-    if fixed.pop("proj_size", False):
-        fixed["proj_size"] = (H + 1) // 2
-    return KINDS[kind](I, H, L, **{"rng": 0} | fixed | options)
+    kind = CELLS[cell]
+    projection = {"proj_size": (H + 1) // 2} if kind.projected else {}
+    return LAYERS[kind.function](I, H, L, **{"rng": 0} | kind.options | projection | options)
 
 
 def twin(layer):

@@ -15,19 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles import CELLS
+from runs import make_layer
 
 import fastrnn
-from fastrnn import GRU, LSTM, RNN, _kernels
+from fastrnn import _kernels
 
 FILE = Path(__file__).with_name("bits.json")
-LAYERS = {
-    "rnn tanh": (RNN, {}),
-    "rnn relu": (RNN, {"nonlinearity": "relu"}),
-    "lstm": (LSTM, {}),
-    "lstm projected": (LSTM, {"proj_size": 3}),
-    "gru": (GRU, {}),
-    "gru reset before": (GRU, {"reset_after": False}),
-}
+PROJECTION = {"lstm projected": {"proj_size": 3}}  # of the recorded bits
 SIZES = [(9, 3, 5, 17), (6, 33, 8, 48), (5, 1, 3, 200)]  # T, B, I, H
 
 
@@ -50,8 +45,7 @@ def digest(*arrays) -> str:
 
 
 def make(name, I, H, dtype, bidirectional):
-    kind, options = LAYERS[name]
-    layer = kind(I, H, 2, bidirectional=bidirectional, dtype=dtype, rng=0, **options)
+    layer = make_layer(name, I, H, 2, bidirectional=bidirectional, dtype=dtype, **PROJECTION.get(name, {}))
     for k, array in enumerate(layer.parameters.values()):
         array[...] = numbers(k, array.shape, dtype) * 2.0 ** -(array.shape[-1].bit_length() // 2)
     return layer
@@ -82,7 +76,7 @@ def hashes(name: str, dtype: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", CELLS)
 @pytest.mark.usefixtures("fused")
 def test_bits(name, dtype, threads):
     fastrnn.set_num_threads(threads)
@@ -92,5 +86,5 @@ def test_bits(name, dtype, threads):
 
 if __name__ == "__main__":
     assert _kernels.is_fused()
-    every = {f"{name} {dtype}": hashes(name, dtype) for name in LAYERS for dtype in ("float32", "float64")}
+    every = {f"{name} {dtype}": hashes(name, dtype) for name in CELLS for dtype in ("float32", "float64")}
     FILE.write_text(json.dumps(every, indent=1) + "\n")

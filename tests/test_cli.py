@@ -20,6 +20,7 @@ from fastrnn.checkpoint import read_file, write_file
 from fastrnn.cli import main
 from fastrnn.generation import generate
 from fastrnn.recipe import DEMO, FULL, Recipe
+from fastrnn.recurrent import LAYERS
 from fastrnn.text import Tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog.\nPack my box with five dozen jugs!\n" * 40
@@ -73,7 +74,7 @@ def error_of(capsys):
 # --------------------------------------------------------------------------------- train and generate
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("tokenizer", ["char", "word"])
 def test_train_then_generate(cell, tokenizer, capsys):
     assert train("--cell", cell, "--tokenizer", tokenizer, "--layers", "2", "--dropout", "0.1") == 0
@@ -82,7 +83,7 @@ def test_train_then_generate(cell, tokenizer, capsys):
     assert "Best validation loss: " in output.out
     assert "Saved model.safetensors" in output.out
     model = fastrnn.load("model.safetensors")
-    assert type(model.layers[1]).__name__ == cell.upper()
+    assert type(model.layers[1]) is LAYERS[cell]
     assert model.layers[1].num_layers == 2
     vocabulary = Tokenizer.from_json(model.metadata["tokenizer"])
     assert output.out.endswith(generate(model, vocabulary, "", 20) + "\n")

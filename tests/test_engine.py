@@ -17,8 +17,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import FUSED_ENGINES
-from oracles import WORK, named, random_problem
-from runs import CELLS, as_tuple, assert_same, infer, make_layer, normal, train, twin, walk
+from oracles import CELLS, WORK, named, random_problem
+from runs import as_tuple, assert_same, infer, make_layer, normal, train, twin, walk
 
 import fastrnn
 from fastrnn import LSTM, _kernels, functional
@@ -34,13 +34,10 @@ WAYS = [(False, "full"), (False, "mixed"), (True, "full"), (True, "mixed")]  # r
 
 def make(rng, cell, T, B, I, H, dtype, **options):
     """A problem of oracles.py; lengths "long" are mixed, but most steps are real."""
-    kind, fixed = CELLS[cell]
-    fixed = dict(fixed)
-    P = (H + 1) // 2 if fixed.pop("proj_size", False) else None
     if options.get("lengths") == "long":
         options["lengths"] = rng.integers(3 * T // 4, T + 1, B)
         options["lengths"][rng.permutation(B)[:2]] = 0, T
-    return random_problem(rng, kind, T, B, I, H, P, dtype=dtype, **fixed, **options)
+    return random_problem(rng, cell, T, B, I, H, dtype=dtype, **options)
 
 
 def random_state(rng, layer, B):
@@ -212,8 +209,8 @@ def test_every_way_to_call_is_the_same(rng, cell, bidirectional, B):
     swapped = infer(first, x.swapaxes(0, 1), state)
     assert_same(swapped | {"y": swapped["y"].swapaxes(0, 1)}, expected, "batch first:")
 
-    kind, options = CELLS[cell]
-    run = partial(getattr(functional, kind), **{k: v for k, v in options.items() if k != "proj_size"})
+    kind = CELLS[cell]
+    run = partial(getattr(functional, kind.function), **kind.options)
     parameters, y, last, D = layer.state_dict(), x, [], 2 if bidirectional else 1
     for l in range(L):
         outputs = []
@@ -221,7 +218,7 @@ def test_every_way_to_call_is_the_same(rng, cell, bidirectional, B):
             suffix = f"_l{l}_reverse" if d else f"_l{l}"
             weights = {k[: -len(suffix)]: v for k, v in parameters.items() if k.endswith(suffix)}
             initial = tuple(part[l * D + d] for part in as_tuple(state))
-            out, final = run(y, initial if kind == "lstm" else initial[0], **weights, reverse=bool(d))
+            out, final = run(y, initial if len(initial) > 1 else initial[0], **weights, reverse=bool(d))
             outputs.append(out)
             last.append(as_tuple(final))
         y = np.concatenate(outputs, axis=2)

@@ -8,7 +8,8 @@ import pickle
 import numpy as np
 import pytest
 from apart import in_new_process
-from runs import CELLS, assert_same, counts, infer, make_any, twin, walk
+from oracles import CELLS
+from runs import assert_same, counts, infer, make_any, twin, walk
 
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, Dense, Dropout, Embedding, Sequential, optimizers

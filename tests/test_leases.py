@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
-from runs import CELLS, assert_same, counts, infer, make_any, make_layer, normal, train, twin, walk
+from oracles import CELLS
+from runs import assert_same, counts, infer, make_any, make_layer, normal, train, twin, walk
 
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, Dense, Embedding, Sequential, optimizers

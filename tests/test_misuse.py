@@ -10,6 +10,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from apart import in_new_process
+from oracles import CELLS, random_problem
 
 import fastrnn
 from fastrnn import _kernels, functional
@@ -211,20 +212,17 @@ def test_a_tape_does_not_see_what_becomes_of_array_objects(rng, make, change):
 
 @pytest.mark.filterwarnings("ignore:Setting the (shape|dtype):DeprecationWarning")
 @pytest.mark.parametrize("change", [reshape, retype])
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_the_tape_of_a_function_neither(rng, cell, change):
-    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
-    shapes = [(5, 2, 3), (gates * 4, 3), (gates * 4, 4), (gates * 4,), (gates * 4,)]
-    arrays = [rng.standard_normal(shape) for shape in shapes]
-    forward, backward = getattr(functional, f"{cell}_forward"), getattr(functional, f"{cell}_backward")
-    dy = rng.standard_normal((5, 2, 4))
+@pytest.mark.parametrize("name", CELLS)
+def test_the_tape_of_a_function_neither(rng, name, change):
+    problem = random_problem(rng, name, 5, 2, 3, 4)
+    forward, backward = (getattr(functional, f"{problem.cell}_{way}") for way in ("forward", "backward"))
 
     def gradients(change):
-        x, *weights = [array.copy() for array in arrays]
-        y, _, tape = forward(x, None, *weights)
-        for array in (x, y, *weights):
+        x, weights = problem.x.copy(), {name: value.copy() for name, value in problem.parameters.items()}
+        y, _, tape = forward(x, None, **weights, **problem.options)
+        for array in (x, y, *weights.values()):
             change(array)
-        return flatten(backward(tape, dy))
+        return flatten(backward(tape, problem.dy))
 
     same(gradients(change), gradients(lambda _: None))
 

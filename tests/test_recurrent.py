@@ -7,17 +7,23 @@ import threading
 
 import numpy as np
 import pytest
-from oracles import assert_all_close, assert_close, finite_difference, random_lengths, torch_layer, torch_run
+from oracles import (
+    CELLS,
+    TORCH_FUNCTIONS,
+    assert_all_close,
+    assert_close,
+    finite_difference,
+    random_lengths,
+    torch_layer,
+    torch_run,
+)
+from runs import as_tuple, make_layer
 
 import fastrnn
 from fastrnn import GRU, LSTM, RNN
+from fastrnn.recurrent import LAYERS
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}
-KINDS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
-
-
-def as_tuple(state):
-    return state if isinstance(state, tuple) else (state,)
 
 
 def untuple(state):
@@ -26,7 +32,7 @@ def untuple(state):
 
 def random_layer(rng, dtype):
     """A layer with random options, and those of them that PyTorch has as well."""
-    kind = str(rng.choice(list(KINDS)))
+    kind = str(rng.choice(TORCH_FUNCTIONS))
     I, H, L = (int(rng.integers(1, n)) for n in (20, 24, 4))
     options = {
         "num_layers": L,
@@ -34,11 +40,11 @@ def random_layer(rng, dtype):
         "batch_first": bool(rng.random() < 0.3),
         "bidirectional": bool(rng.random() < 0.5),
     }
-    if kind == "RNN":
+    if kind == "rnn":
         options["nonlinearity"] = str(rng.choice(["tanh", "relu"]))
-    if kind == "LSTM" and H > 1 and rng.random() < 0.4:
+    if kind == "lstm" and H > 1 and rng.random() < 0.4:
         options["proj_size"] = int(rng.integers(1, H))
-    return KINDS[kind](I, H, **options, dtype=dtype, rng=rng), options
+    return LAYERS[kind](I, H, **options, dtype=dtype, rng=rng), options
 
 
 def run(layer, x, state, dy, dstate, lengths):
@@ -74,23 +80,18 @@ def test_parity_with_torch(seed, dtype):
         return rng.standard_normal(shape).astype(dtype)
 
     x, dy = normal(*shape, layer.input_size), normal(*shape, layer.output_size)
-    sizes = (P, H) if isinstance(layer, LSTM) else (P,)
+    sizes = (P, H)[: len(layer._cell.states)]
     state, dstate = (tuple(normal(count, B, size) for size in sizes) for _ in range(2))
     torch = torch_layer(type(layer).__name__, layer.input_size, H, layer.state_dict(), **options)
     expected = torch_run(torch, x, state, dy, dstate, lengths)
     assert_all_close(run(layer, x, state, dy, dstate, lengths), expected, TOLERANCE[dtype], repr(layer))
 
 
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU", "GRU reset before", "LSTM projected"])
+@pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("pattern", ["full", "mixed", "zeros"])
 def test_stack_gradients_against_finite_differences(rng, kind, bidirectional, pattern):
-    options = {"num_layers": 2, "bidirectional": bidirectional, "dtype": "float64", "rng": 3}
-    if kind == "GRU reset before":
-        options["reset_after"] = False
-    if kind == "LSTM projected":
-        options["proj_size"] = 2
-    layer = KINDS[kind.split()[0]](3, 4, **options)
+    layer = make_layer(kind, 3, 4, 2, bidirectional=bidirectional, dtype="float64", rng=3)
     T, B = 4, 3
     x = rng.standard_normal((T, B, 3))
     lengths = random_lengths(rng, pattern, T, B)
@@ -165,12 +166,12 @@ def test_dropout_keeps_the_mean():
     assert (dropped[~active] == 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_accepted_arrays(rng, kind):
     """Strided, Fortran-ordered, read-only, integer and foreign arrays give what their copies give."""
     import torch
 
-    layer = KINDS[kind](6, 5, 2, rng=0)
+    layer = LAYERS[kind](6, 5, 2, rng=0)
     x = rng.integers(-3, 4, (8, 6, 6)).astype("f4")
     expected, _ = layer(x)
     wide = np.zeros((16, 6, 12), "f4")
@@ -200,11 +201,11 @@ def test_accepted_arrays(rng, kind):
     np.testing.assert_array_equal(layer.backward(tape, strided).x, layer.backward(tape, dy).x)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_layouts_agree(rng, kind):
     x = rng.standard_normal((7, 3, 4)).astype("f4")
-    first = KINDS[kind](4, 5, 2, batch_first=True, bidirectional=True, rng=0)
-    plain = KINDS[kind](4, 5, 2, bidirectional=True, rng=0)
+    first = LAYERS[kind](4, 5, 2, batch_first=True, bidirectional=True, rng=0)
+    plain = LAYERS[kind](4, 5, 2, bidirectional=True, rng=0)
     y, state = plain(x)
     y_first, state_first = first(x.swapaxes(0, 1))
     np.testing.assert_array_equal(y_first.swapaxes(0, 1), y)
@@ -221,11 +222,11 @@ def test_layouts_agree(rng, kind):
     assert as_tuple(grads.state)[0].shape == (4, 5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0), (0, 0), (1, 1)])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_degenerate_sizes(kind, T, B, bidirectional):
-    layer = KINDS[kind](2, 1, 2, bidirectional=bidirectional, rng=0)
+    layer = LAYERS[kind](2, 1, 2, bidirectional=bidirectional, rng=0)
     x = np.ones((T, B, 2), "f4")
     y, state, tape = layer.forward(x)
     assert y.shape == (T, B, layer.output_size)
@@ -237,9 +238,9 @@ def test_degenerate_sizes(kind, T, B, bidirectional):
         assert all(not g.any() for g in grads.parameters.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_lengths_equal_separate_calls(rng, kind):
-    layer = KINDS[kind](3, 6, 2, bidirectional=True, dtype="float64", rng=0)
+    layer = LAYERS[kind](3, 6, 2, bidirectional=True, dtype="float64", rng=0)
     lengths = [4, 0, 7, 1, 7, 5]
     x = rng.standard_normal((7, 6, 3))
     x_poisoned = x.copy()
@@ -258,9 +259,9 @@ def test_lengths_equal_separate_calls(rng, kind):
         assert not dx[length:, row].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_many_threads_at_once(rng, kind):
-    layer = KINDS[kind](12, 33, 2, rng=0)
+    layer = LAYERS[kind](12, 33, 2, rng=0)
     inputs = [rng.standard_normal((20, b, 12)).astype("f4") for b in range(1, 9)]
     expected = [layer(x)[0] for x in inputs]
     failures = []
@@ -393,9 +394,9 @@ def test_parameters_can_be_swapped():
     np.testing.assert_array_equal(live["weight_hh_l0"], before["weight_ih_l0"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_a_copied_layer_and_tape_give_the_same_gradients(rng, kind):
-    layer = KINDS[kind](3, 4, 2, bidirectional=True, rng=0)
+    layer = LAYERS[kind](3, 4, 2, bidirectional=True, rng=0)
     y, _, tape = layer.forward(rng.standard_normal((5, 3, 3)))
     dy = rng.standard_normal(y.shape)
     copied_layer, copied_tape = copy.deepcopy((layer, tape))
@@ -442,10 +443,9 @@ def test_rows_may_lie_as_they_like(rng, B):
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("B", [1, 3])
-@pytest.mark.parametrize("kind", [*KINDS, "GRU reset before", "LSTM projected"])
+@pytest.mark.parametrize("kind", CELLS)
 def test_stream_equals_the_whole(rng, kind, B):
-    options = {"GRU reset before": {"reset_after": False}, "LSTM projected": {"proj_size": 3}}.get(kind, {})
-    layer = KINDS[kind.split()[0]](4, 7, 3, **options, rng=0)
+    layer = make_layer(kind, 4, 7, 3)
     x = rng.standard_normal((9, B, 4)).astype("f4")
     y, state = layer(x)
     stream = layer.stream(B)

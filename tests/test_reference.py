@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracles import (
+    CELLS,
     Problem,
     assert_all_close,
     assert_close,
@@ -17,16 +18,8 @@ from oracles import (
     torch_problem,
 )
 
-from fastrnn import reference
+from fastrnn import cells, functional, reference
 
-CELLS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
-    "rnn-tanh": ("rnn", None, {"nonlinearity": "tanh"}),
-    "rnn-relu": ("rnn", None, {"nonlinearity": "relu"}),
-    "lstm": ("lstm", None, {}),
-    "lstm-projected": ("lstm", 2, {}),
-    "gru-reset-after": ("gru", None, {"reset_after": True}),
-    "gru-reset-before": ("gru", None, {"reset_after": False}),
-}
 every_cell = pytest.mark.parametrize("name", CELLS)
 every_direction = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 every_pattern = pytest.mark.parametrize("pattern", ["full", "mixed", "zeros"])
@@ -36,8 +29,7 @@ def problem_for(
     name: str, seed: int = 0, *, sizes: tuple[int, int, int, int] = (5, 4, 3, 5), **options: Any
 ) -> Problem:
     """A random problem of the named cell; `sizes` are T, B, I, H, odd ones where it matters."""
-    cell, P, own = CELLS[name]
-    return random_problem(np.random.default_rng(seed), cell, *sizes, P, **own, **options)
+    return random_problem(np.random.default_rng(seed), name, *sizes, **options)
 
 
 # ---- gradients against numbers --------------------------------------------------------------------
@@ -142,7 +134,7 @@ def with_gate_biases(problem: Problem, r: float | None, z: float | None) -> Prob
     return problem
 
 
-@pytest.mark.parametrize("name", ["gru-reset-after", "gru-reset-before"])
+@pytest.mark.parametrize("name", ["gru", "gru reset before"])
 def test_gru_with_z_at_one_keeps_its_state(name: str) -> None:
     problem = with_gate_biases(problem_for(name, 5), r=None, z=1000)
     result = problem.run(reference)
@@ -153,7 +145,7 @@ def test_gru_with_z_at_one_keeps_its_state(name: str) -> None:
     assert not result["dx"].any()
 
 
-@pytest.mark.parametrize("name", ["gru-reset-after", "gru-reset-before"])
+@pytest.mark.parametrize("name", ["gru", "gru reset before"])
 def test_gru_with_r_at_one_and_z_at_zero_is_a_tanh_rnn(name: str) -> None:
     problem = with_gate_biases(problem_for(name, 6, lengths="mixed"), r=1000, z=-1000)
     H = problem.state[0].shape[1]
@@ -168,7 +160,7 @@ def test_gru_with_r_at_one_and_z_at_zero_is_a_tanh_rnn(name: str) -> None:
 
 def test_the_two_grus_differ_in_what_the_reset_gate_multiplies() -> None:
     # r = 0: after the product it takes W_hn h + b_hn away, before the product W_hn h alone
-    for name, b_hn in (("gru-reset-after", 0.0), ("gru-reset-before", 1.0)):
+    for name, b_hn in (("gru", 0.0), ("gru reset before", 1.0)):
         problem = with_gate_biases(problem_for(name, 7), r=-1000, z=-1000)
         H = problem.state[0].shape[1]
         p = {key: value[2 * H :] for key, value in problem.parameters.items()}
@@ -198,7 +190,7 @@ def gate(problem: Problem, row: int, h: np.ndarray) -> float:
 
 
 def test_one_rnn_step_by_hand() -> None:
-    for name, act in (("rnn-tanh", math.tanh), ("rnn-relu", lambda a: max(a, 0.0))):
+    for name, act in (("rnn tanh", math.tanh), ("rnn relu", lambda a: max(a, 0.0))):
         problem = problem_for(name, 9, sizes=(1, 1, 2, 3))
         expected = [act(gate(problem, k, problem.state[0][0])) for k in range(3)]
         assert_close(problem.run(reference)["y"][0, 0], expected, 1e-14)
@@ -217,7 +209,7 @@ def test_one_lstm_step_by_hand() -> None:
     assert_close(result["y"][0, 0], h_next, 1e-14)
 
 
-@pytest.mark.parametrize("name", ["gru-reset-after", "gru-reset-before"])
+@pytest.mark.parametrize("name", ["gru", "gru reset before"])
 def test_one_gru_step_by_hand(name: str) -> None:
     problem, H = problem_for(name, 11, sizes=(1, 1, 2, 3)), 3
     p, h, x = problem.parameters, problem.state[0][0], problem.x[0, 0]
@@ -227,7 +219,7 @@ def test_one_gru_step_by_hand(name: str) -> None:
         row = 2 * H + k
         z = sigma(gate(problem, H + k, h))
         from_x = float(p["weight_ih"][row] @ x + p["bias_ih"][row])
-        if name == "gru-reset-after":
+        if name == "gru":
             from_h = r[k] * float(p["weight_hh"][row] @ h + p["bias_hh"][row])
         else:
             from_h = sum(float(p["weight_hh"][row, j]) * r[j] * float(h[j]) for j in range(H))
@@ -333,8 +325,7 @@ def test_two_parts_with_the_state_carried_are_the_whole(name: str) -> None:
     K, cell = 3, whole.cell
     forward, backward = getattr(reference, f"{cell}_forward"), getattr(reference, f"{cell}_backward")
     arguments = whole.parameters | whole.options
-    state = whole.state if cell == "lstm" else whole.state[0]
-    dstate = whole.dstate if cell == "lstm" else whole.dstate[0]
+    state, dstate = whole._pack(whole.state), whole._pack(whole.dstate)
     y_1, state, tape_1 = forward(whole.x[:K], state, **arguments)
     y_2, state, tape_2 = forward(whole.x[K:], state, **arguments)
     second = backward(tape_2, whole.dy[K:], dstate)
@@ -348,6 +339,14 @@ def test_two_parts_with_the_state_carried_are_the_whole(name: str) -> None:
 
 
 # ---- the calls ------------------------------------------------------------------------------------
+
+
+def test_every_compiled_cell_has_equations_and_functions() -> None:
+    assert list(reference.CELLS) == list(cells.CELLS)
+    for name in cells.FAMILIES:
+        for way in ("", "_forward", "_backward"):
+            assert f"{name}{way}" in reference.__all__
+            assert f"{name}{way}" in functional.__all__
 
 
 def flat(state: Any) -> tuple[np.ndarray, ...]:
@@ -385,7 +384,7 @@ def test_arguments_are_left_alone_and_backward_can_be_called_again(name: str, re
     for array in arrays:
         array.flags.writeable = False
     cell = problem.cell
-    state, dstate = (s if cell == "lstm" else s[0] for s in (problem.state, problem.dstate))
+    state, dstate = problem._pack(problem.state), problem._pack(problem.dstate)
     _, last, tape = getattr(reference, f"{cell}_forward")(
         problem.x, state, **problem.parameters, lengths=problem.lengths, **problem.options
     )
@@ -400,11 +399,11 @@ def test_arguments_are_left_alone_and_backward_can_be_called_again(name: str, re
 
 @every_cell
 def test_what_is_missing_counts_as_zeros(name: str) -> None:
-    cell, _, _ = CELLS[name]
     problem = problem_for(name, 19)
+    cell = problem.cell
     forward, backward = getattr(reference, f"{cell}_forward"), getattr(reference, f"{cell}_backward")
     zeros = tuple(np.zeros_like(value) for value in problem.state)
-    zero_state = zeros if cell == "lstm" else zeros[0]
+    zero_state = problem._pack(zeros)
     arguments = problem.parameters | problem.options
 
     y, _, tape = forward(problem.x, None, **arguments)
@@ -412,9 +411,9 @@ def test_what_is_missing_counts_as_zeros(name: str) -> None:
     np.testing.assert_array_equal(y, y_zeros)
 
     assert_same(backward(tape, problem.dy), backward(tape, problem.dy, zero_state))
-    dstate = problem.dstate if cell == "lstm" else problem.dstate[0]
+    dstate = problem._pack(problem.dstate)
     assert_same(backward(tape, None, dstate), backward(tape, np.zeros_like(y), dstate))
-    if cell == "lstm":
+    if len(problem.state) == 2:
         dh, dc = problem.dstate
         assert_same(backward(tape, None, (dh, None)), backward(tape, None, (dh, np.zeros_like(dc))))
         assert_same(backward(tape, None, (None, dc)), backward(tape, None, (np.zeros_like(dh), dc)))
@@ -435,14 +434,14 @@ def test_one_bias_of_the_two(name: str, missing: str) -> None:
 
 def test_huge_inputs_saturate_without_a_warning() -> None:
     for name in CELLS:
-        if name == "rnn-relu":  # unbounded: it may overflow
+        if name == "rnn relu":  # unbounded: it may overflow
             continue
         problem = problem_for(name, 21, dtype=np.float32)
         result = problem.replace("x", problem.x * 1e30).run(reference)
         assert all(np.isfinite(value).all() for key, value in result.items() if key in ("y", "h_n", "c_n"))
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", cells.FAMILIES)
 def test_forward_takes_what_the_cell_takes(cell: str) -> None:
     plain = inspect.signature(getattr(reference, cell)).parameters
     taped = inspect.signature(getattr(reference, f"{cell}_forward")).parameters

@@ -10,20 +10,21 @@ from itertools import product
 
 import numpy as np
 import pytest
-from oracles import assert_all_close, assert_close, finite_difference, named, random_lengths, random_problem
+from oracles import (
+    CELLS,
+    assert_all_close,
+    assert_close,
+    finite_difference,
+    named,
+    random_lengths,
+    random_problem,
+)
 
 import fastrnn
-from fastrnn import GRU, LSTM, RNN, functional, reference
+from fastrnn import GRU, LSTM, functional, reference
+from fastrnn.recurrent import LAYERS
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}
-CELLS = {
-    "rnn tanh": ("rnn", None, {"nonlinearity": "tanh"}),
-    "rnn relu": ("rnn", None, {"nonlinearity": "relu"}),
-    "lstm": ("lstm", None, {}),
-    "lstm projected": ("lstm", 3, {}),
-    "gru": ("gru", None, {"reset_after": True}),
-    "gru reset before": ("gru", None, {"reset_after": False}),
-}
 FORMS = ("mask", "reset", "mask reset", "lengths mask", "lengths reset", "lengths mask reset")
 
 
@@ -42,10 +43,7 @@ def random_steps(rng, form, T, B):
 
 
 def make(rng, name, T, B, I, H, dtype, form, **options):
-    cell, P, fixed = CELLS[name]
-    steps = random_steps(rng, form, T, B)
-    lengths = steps.pop("lengths", None)
-    return random_problem(rng, cell, T, B, I, H, P, dtype=dtype, lengths=lengths, **steps, **fixed, **options)
+    return random_problem(rng, name, T, B, I, H, dtype=dtype, **random_steps(rng, form, T, B), **options)
 
 
 # ---- the numbers ------------------------------------------------------------------------------------
@@ -177,7 +175,7 @@ def last_episodes(problem, parts, steps):
 @pytest.mark.usefixtures("fused")
 def test_threads_and_layouts_give_the_same(rng):
     """A stack in both directions, with dropout off: time first, batch first, one thread or more."""
-    for kind in (RNN, LSTM, GRU):
+    for kind in LAYERS.values():
         T, B, I, H = 30, 21, 5, 48
         x, steps = rng.standard_normal((T, B, I)).astype("f4"), random_steps(rng, "lengths mask reset", T, B)
         results = []
@@ -232,7 +230,7 @@ def test_all_real_is_as_if_nothing_were_given(rng):
 def test_what_is_not_real_is_not_looked_at(rng):
     x, steps = rng.standard_normal((9, 6, 3)).astype("f4"), random_steps(rng, "lengths mask reset", 9, 6)
     real = steps["mask"] & (np.arange(9)[:, None] < steps["lengths"])
-    for kind in (RNN, LSTM, GRU):
+    for kind in LAYERS.values():
         layer = kind(3, 5, 2, bidirectional=True, rng=0)
         results = []
         for value in (0, np.nan, np.inf):

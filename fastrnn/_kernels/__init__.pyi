@@ -50,6 +50,7 @@ class Map:
         lengths: Array | None = None,
         mask: Array | None = None,
         reset: Array | None = None,
+        batch_sizes: Array | None = None,
         *,
         repeat: bool = False,
     ) -> None: ...
@@ -60,7 +61,8 @@ class Tape:
     y: Array
     map: Map | None
     owner: Any
-    batched: bool
+    layout: str
+    B: int
     nbytes: int
 
 class Stack:

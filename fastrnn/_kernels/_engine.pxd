@@ -55,6 +55,7 @@ cdef extern from "fastrnn.h" nogil:
         int64_t mask_step, mask_row, reset_step, reset_row
         int repeat_masked
     size_t fastrnn_map_size(int64_t, int64_t)
+    size_t fastrnn_packed_map_size(int64_t, int64_t)
     fastrnn_status fastrnn_map(const fastrnn_batch *, void *, char *)
     void fastrnn_map_counts(const void *, int64_t *, int64_t *)
     ctypedef struct fastrnn_weights:

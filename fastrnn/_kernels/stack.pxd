@@ -5,6 +5,7 @@ from fastrnn._kernels.weights cimport Packed, Packer, Weights
 
 cdef class Map:
     cdef Memory memory
+    cdef size_t size
     cdef readonly Py_ssize_t T, B, N, S
 
 
@@ -42,6 +43,6 @@ cdef class Tape:
     cdef Memory memory
     cdef size_t size
     cdef public object owner  # the layer or function whose tape it is
-    cdef public bint batched  # whether the caller's arrays have an axis for B
+    cdef public object layout  # of the caller's sequences, for the owner
 
     cdef int hold(self) except -1

@@ -16,8 +16,9 @@ from fastrnn._kernels._engine cimport (
     FASTRNN_BACKWARD, FASTRNN_BIAS_HH, FASTRNN_BIAS_IH, FASTRNN_F32, FASTRNN_F64, FASTRNN_FORWARD, FASTRNN_KEEP_ALL,
     FASTRNN_PROJECTED, FASTRNN_REVERSE, FASTRNN_STOPPED, fastrnn_backward, fastrnn_batch, fastrnn_call,
     fastrnn_call_sizes, fastrnn_cell_shape, fastrnn_cell_shapes, fastrnn_current_mode, fastrnn_forward,
-    fastrnn_is_fused, fastrnn_map, fastrnn_map_counts, fastrnn_map_size, fastrnn_pack, fastrnn_panels_size,
-    fastrnn_sequence, fastrnn_spec, fastrnn_stack_free, fastrnn_stack_new, fastrnn_status, fastrnn_weights,
+    fastrnn_is_fused, fastrnn_map, fastrnn_map_counts, fastrnn_map_size, fastrnn_pack, fastrnn_packed_map_size,
+    fastrnn_panels_size, fastrnn_sequence, fastrnn_spec, fastrnn_stack_free, fastrnn_stack_new, fastrnn_status,
+    fastrnn_weights,
 )
 from fastrnn._kernels.leases cimport Ledger
 from fastrnn._kernels.memory cimport Memory, data, new_array, new_like
@@ -26,42 +27,53 @@ from fastrnn._kernels.weights cimport Packed, Packer, Weights
 
 import weakref
 
+import numpy as np
+
 cnp.import_array()
 
 
 cdef class Map:
     """Which steps of a batch (T, B) are real, and where episodes begin, compiled for the engine.
 
-    lengths (B,) of intp, mask and reset (T, B) of bool, or None. N steps are real, in S segments.
+    lengths (B,) of integers, mask and reset (T, B) of bool, or None. Or batch_sizes (T,) of integers, for packed rows.
+    N steps are real, in S segments.
     """
 
-    def __init__(self, Py_ssize_t T, Py_ssize_t B, lengths=None, mask=None, reset=None, *, bint repeat=False):
+    def __init__(self, Py_ssize_t T, Py_ssize_t B, lengths=None, mask=None, reset=None, batch_sizes=None, *,
+                 bint repeat=False):
         cdef fastrnn_batch batch
         cdef char error[256]
         cdef int64_t N, S
         memset(&batch, 0, sizeof(batch))
         batch.size, batch.T, batch.B, batch.repeat_masked = sizeof(batch), T, B, repeat
-        batch.lengths = <const int64_t *>data(lengths)
+        if lengths is not None:
+            lengths = np.ascontiguousarray(lengths, np.int64)
+            batch.lengths = <const int64_t *>data(lengths)
         if mask is not None:
             batch.mask = <const uint8_t *>data(mask)
             batch.mask_step, batch.mask_row = mask.strides
         if reset is not None:
             batch.reset = <const uint8_t *>data(reset)
             batch.reset_step, batch.reset_row = reset.strides
+        self.size = fastrnn_map_size(T, B)
+        if batch_sizes is not None:
+            batch_sizes = np.ascontiguousarray(batch_sizes, np.int64)
+            batch.batch_sizes = <const int64_t *>data(batch_sizes)
+            self.size = fastrnn_packed_map_size(T, B)
         self.memory = Memory()
-        self.memory.reserve(fastrnn_map_size(T, B))
+        self.memory.reserve(self.size)
         if fastrnn_map(&batch, self.memory.block.start, error):
             raise ValueError(error.decode())
         fastrnn_map_counts(self.memory.block.start, &N, &S)
         self.T, self.B, self.N, self.S = T, B, N, S
 
     def __reduce__(self):
-        return _remake_map, (self.T, self.B, self.N, self.S, self.memory.content(fastrnn_map_size(self.T, self.B)))
+        return _remake_map, (self.T, self.B, self.N, self.S, self.memory.content(self.size))
 
 
 def _remake_map(Py_ssize_t T, Py_ssize_t B, Py_ssize_t N, Py_ssize_t S, bytes content):
     cdef Map map = Map.__new__(Map)
-    map.T, map.B, map.N, map.S, map.memory = T, B, N, S, Memory()
+    map.T, map.B, map.N, map.S, map.size, map.memory = T, B, N, S, len(content), Memory()
     map.memory.fill(content)
     return map
 
@@ -90,31 +102,37 @@ cdef class Tape:
         return 0
 
     @property
+    def B(self):
+        """Rows of the batch."""
+        return self.x.shape[1] if self.map is None else self.map.B
+
+    @property
     def nbytes(self):
         """What the tape holds beside x and y."""
         return self.size
 
     def __reduce__(self):
-        parts = (self.stack, self.x, self.y, self.map, self.masks, self.scale, self.owner, self.batched)
+        parts = (self.stack, self.x, self.y, self.map, self.masks, self.scale, self.owner, self.layout)
         return _remake_tape, (parts, self.memory.content(self.size))
 
 
 def _remake_tape(tuple parts, bytes content):
     cdef Tape tape = Tape.__new__(Tape)
-    tape.stack, tape.x, tape.y, tape.map, tape.masks, tape.scale, tape.owner, tape.batched = parts
+    tape.stack, tape.x, tape.y, tape.map, tape.masks, tape.scale, tape.owner, tape.layout = parts
     tape.memory, tape.size = Memory(), len(content)
     tape.memory.fill(content)
     return tape
 
 
 cdef fastrnn_sequence as_sequence(array) noexcept:
-    """An array (T, B, width) with a contiguous last axis, or None."""
+    """An array (T, B, width), or packed rows (N, width), with a contiguous last axis, or None."""
     cdef fastrnn_sequence s = fastrnn_sequence(NULL, 0, 0)
     cdef Py_ssize_t item
     if array is not None:
         item = cnp.PyArray_ITEMSIZE(array)
         s.data = data(array)
-        s.step, s.row = cnp.PyArray_STRIDE(array, 0) // item, cnp.PyArray_STRIDE(array, 1) // item
+        s.step = cnp.PyArray_STRIDE(array, 0) // item
+        s.row = cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 2) // item
     return s
 
 
@@ -222,7 +240,9 @@ cdef class Stack(Packer):
     # -- the general form: arrays are what the engine takes
 
     def infer(self, x, h, c, y, Map map=None):
-        """y of x, (T, B, D*P) of (T, B, I), any strides but the last; h and c, or None, go from initial to final."""
+        """y of x, (T, B, D*P) of (T, B, I), any strides but the last; h and c, or None, go from initial to final.
+
+        With the map of batch_sizes all sequences are packed rows, (N, width)."""
         self.forward(x, h, c, y, map, None, 0, False)
 
     def keep(self, x, h, c, y, Map map=None, masks=None, double scale=0):
@@ -251,10 +271,11 @@ cdef class Stack(Packer):
     cdef int open(self, fastrnn_call *call, x, y, Map map) except -1:
         memset(call, 0, sizeof(fastrnn_call))
         call.size = sizeof(fastrnn_call)
-        call.T, call.B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
+        if map is None:
+            call.T, call.B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
+        else:
+            call.T, call.B, call.map = map.T, map.B, map.memory.block.start
         call.x, call.y = as_sequence(x), as_sequence(y)
-        if map is not None:
-            call.map = map.memory.block.start
         return 0
 
     cdef Tape forward(self, x, h, c, y, Map map, masks, double scale, bint keep):
@@ -313,7 +334,6 @@ cdef class Stack(Packer):
         h, c = states
         y = self.new_output(x)
         tape = self.forward(x, h, c, y, None, None, 0, True)
-        tape.batched = True
         cnp.PyArray_CLEARFLAGS(y, cnp.NPY_ARRAY_WRITEABLE)  # the tape has a view of it
         return y, (h if c is None else states), tape
 

@@ -167,7 +167,8 @@ static void make_batch(problem *q)
         rows->mask = flags(q, &rows->mask_step, &rows->mask_row, 3, 1);
     if (q->batch == RESET || q->batch == MIXED)
         rows->reset = flags(q, &rows->reset_step, &rows->reset_row, 4, 0);
-    q->map = block(fastrnn_map_size(q->T, q->B), sizeof(int64_t));
+    q->map = block(q->batch == PACKED ? fastrnn_packed_map_size(q->T, q->B) : fastrnn_map_size(q->T, q->B),
+                   sizeof(int64_t));
     expect_ok(fastrnn_map(rows, q->map, error), error);
     fastrnn_map_counts(q->map, &q->N, &q->S);
 }

@@ -20,16 +20,21 @@ size_t fastrnn_map_size(int64_t T, int64_t B)
     return sizeof(head_t) + sizeof(int64_t) * (size_t)(T + 1 + 7 * T * B + 3 * B);
 }
 
+size_t fastrnn_packed_map_size(int64_t T, int64_t B)
+{
+    return sizeof(head_t) + sizeof(int64_t) * (size_t)(T + 1 + 4 * B); /* offsets; begin, begin, end, end by row */
+}
+
 static arrays_t lay_out(const head_t *head)
 {
-    const int64_t T = head->T, B = head->B, cells = T * B;
+    const int64_t T = head->T, B = head->B, cells = head->packed ? 0 : T * B, segments = head->packed ? B : cells;
     int64_t *at = (int64_t *)((char *)head + sizeof(head_t));
     arrays_t a = {.offsets = at};
     at += T + 1;
     a.source = at, at += cells;
     a.place = at, at += cells;
-    a.begin[0] = at, at += cells;
-    a.begin[1] = at, at += cells;
+    a.begin[0] = at, at += segments;
+    a.begin[1] = at, at += segments;
     a.end[0] = at, at += B;
     a.end[1] = at, at += B;
     a.row = at, at += cells;
@@ -152,7 +157,7 @@ static fastrnn_status from_batch_sizes(const fastrnn_batch *batch, head_t *head,
         snprintf(error, 256, "batch_sizes are given beside lengths, mask or reset");
         return FASTRNN_UNSUPPORTED;
     }
-    head->packed = 1;
+    head->repeat = 0; /* there are no masked outputs */
     head->S = batch->T ? batch->batch_sizes[0] : 0;
     a->offsets[0] = 0;
     for (int64_t t = 0; t < batch->T; t++) {
@@ -189,7 +194,8 @@ fastrnn_status fastrnn_map(const fastrnn_batch *batch, void *map, char error[256
                 return FASTRNN_INVALID;
             }
     head_t *head = map;
-    *head = (head_t){.magic = MAGIC, .T = batch->T, .B = batch->B, .repeat = batch->repeat_masked != 0};
+    *head = (head_t){.magic = MAGIC, .T = batch->T, .B = batch->B, .packed = batch->batch_sizes != NULL,
+                     .repeat = batch->repeat_masked != 0};
     arrays_t a = lay_out(head);
     if (batch->batch_sizes)
         return from_batch_sizes(batch, head, &a, error);

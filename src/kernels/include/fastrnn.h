@@ -71,6 +71,7 @@ typedef struct {
 
 /* A batch is compiled into a map: flat memory without pointers. */
 FASTRNN_API size_t fastrnn_map_size(int64_t T, int64_t B); /* the most that any batch needs */
+FASTRNN_API size_t fastrnn_packed_map_size(int64_t T, int64_t B); /* with batch_sizes: T*B may be far more than N */
 FASTRNN_API fastrnn_status fastrnn_map(const fastrnn_batch *batch, void *map, char error[256]);
 FASTRNN_API void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S);
 
