@@ -47,7 +47,7 @@ import peak
 import worker
 from peers import LIBRARIES, Reference
 from results import Result, grouped, number, summary, table
-from shapes import GATES, MODES, TABLES, Arrays, Case, Shape
+from shapes import CELLS, MODES, TABLES, Arrays, Case, Shape
 
 #: Seconds between turns when there are threads: time for a library's workers to stop spinning.
 PAUSE = 0.02
@@ -292,7 +292,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     def switch(option: str, help: str) -> None:
         parser.add_argument(option, help=help, action="store_true")
 
-    add("--cells", ", ".join(GATES), type=listed(GATES), default=list(GATES), metavar="LIST")
+    add("--cells", ", ".join(CELLS), type=listed(CELLS), default=list(CELLS), metavar="LIST")
     add(
         "--table",
         "which shapes (default: main)",
@@ -378,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pause = PAUSE if options.threads > 1 else 0.0
     timing = Timing(options.rounds, options.seconds, options.turn / 1e3, pause)
     bullet = "- " if options.markdown else ""
-    cases = [Case(cell, shape, options.dtype) for cell in options.cells for shape in options.shapes]
+    cases = [Case.of(cell, shape, options.dtype) for cell in options.cells for shape in options.shapes]
     results: list[Result] = []
     interrupted = False
     with start(options) as (remotes, versions, absent):

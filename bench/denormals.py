@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 from peers import LIBRARIES, Library
-from shapes import GATES, PARAMETERS, STATES, Arrays, Case, Shape
+from shapes import CELLS, PARAMETERS, Arrays, Case, Shape
 from worker import best_time
 
 #: What is denormal in each problem but the first.
@@ -26,7 +26,7 @@ def problem(case: Case, small: str) -> Arrays:
     """The arrays of the case, biases zero, those named in `small` a hundredth of the least normal number."""
     arrays = case.problem()
     scale = np.finfo(case.dtype).tiny / 100
-    for name in ("x", "dy", *STATES[case.cell]):
+    for name in ("x", "dy", *case.first_states):
         if name in small.split():
             arrays[name] = (arrays[name] * scale).astype(case.dtype)
     for name in PARAMETERS:
@@ -62,8 +62,8 @@ def main() -> None:
     print(f"{options.library}, {options.shape}, {options.dtype}: time of a training step by what is denormal")
     print(" " * 6 + "".join(f"{kind:>11}" for kind in KINDS))
     library = LIBRARIES[options.library](threads=1)
-    for cell in GATES:
-        case = Case(cell, options.shape, options.dtype)
+    for cell in CELLS:
+        case = Case.of(cell, options.shape, options.dtype)
         found = ratios(library, case, options.rounds, options.turn / 1e3)
         print(f"{cell.upper():6}" + "".join(f"{ratio:11.2f}" for ratio in found), flush=True)
 

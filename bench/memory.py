@@ -16,6 +16,7 @@ import subprocess
 import sys
 
 import numpy as np
+from shapes import CELLS
 
 LIBRARIES = ("fastrnn", "torch")
 
@@ -81,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cells = ["LSTM", "GRU", "RNN"]
+    cells = [cell.upper() for cell in CELLS]
     parser.add_argument("--cells", choices=cells, nargs="+", default=cells)
     parser.add_argument("--shape", type=int, nargs=3, metavar=("T", "B", "H"), default=(200, 64, 256))
     parser.add_argument("--inference", action="store_true")

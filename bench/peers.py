@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
-from shapes import LAST_STATES, MODES, PARAMETERS, STATES, Array, Arrays, Case
+from shapes import MODES, PARAMETERS, Array, Arrays, Case
 
 
 class Library(ABC):
@@ -65,7 +65,7 @@ class Library(ABC):
     def outputs(self, values: Iterable[Any]) -> Arrays:
         """`values` are y and the last states; whatever axes of size 1 the library adds go."""
         T, B, _, H = self.case.shape
-        names = ("y", *LAST_STATES[self.case.cell])
+        names = ("y", *self.case.last_states)
         return {
             name: np.asarray(value).reshape((T, B, H) if name == "y" else (B, H))
             for name, value in zip(names, values, strict=True)
@@ -100,10 +100,10 @@ class Reference(Library):
         self._infer = getattr(module, case.cell)
         self._forward = getattr(module, f"{case.cell}_forward")
         self._backward = getattr(module, f"{case.cell}_backward")
-        states = tuple(arrays[name] for name in STATES[case.cell])
+        states = tuple(arrays[name] for name in case.first_states)
         self._arguments = (
             arrays["x"],
-            states if case.cell == "lstm" else states[0],
+            states if len(states) > 1 else states[0],
             *(arrays[name] for name in PARAMETERS),
         )
         self._dy = arrays["dy"]
@@ -142,8 +142,8 @@ class Fastrnn(Library):
         _, _, I, H = case.shape
         self._layer = getattr(self._fastrnn, case.cell.upper())(I, H, dtype=case.dtype)
         self._layer.load_state_dict({f"{name}_l0": arrays[name] for name in PARAMETERS})
-        states = tuple(arrays[name][None] for name in STATES[case.cell])
-        self._state = states if case.cell == "lstm" else states[0]
+        states = tuple(arrays[name][None] for name in case.first_states)
+        self._state = states if len(states) > 1 else states[0]
         self._x, self._dy = arrays["x"], arrays["dy"]
 
     def forward(self) -> Any:
@@ -164,7 +164,7 @@ def read_fastrnn(library: Library, mode: str, result: Any) -> Arrays:
         y, state = result
         return library.outputs((y, *as_tuple(state)))
     named: Arrays = {"dx": result.x}
-    for name, value in zip(STATES[library.case.cell], as_tuple(result.state), strict=True):
+    for name, value in zip(library.case.first_states, as_tuple(result.state), strict=True):
         named[f"d{name}"] = value.reshape(B, H)
     return named | {f"d{name.removesuffix('_l0')}": value for name, value in result.parameters.items()}
 
@@ -194,11 +194,11 @@ class Torch(Library):
         module.load_state_dict({f"{name}_l0": tensors[name] for name in PARAMETERS})
         self._trained, self._frozen = module, copy.deepcopy(module).eval()
         self._x, self._dy = tensors["x"], tensors["dy"]
-        self._states = tuple(tensors[name][None] for name in STATES[case.cell])
+        self._states = tuple(tensors[name][None] for name in case.first_states)
         self._leaves = tuple(leaf.clone().requires_grad_() for leaf in (self._x, *self._states))
 
     def _call(self, module: Any, x: Any, *states: Any) -> Any:
-        return module(x, states if self.case.cell == "lstm" else states[0])
+        return module(x, states if len(states) > 1 else states[0])
 
     def forward(self) -> Any:
         with self._torch.inference_mode():
@@ -215,7 +215,7 @@ class Torch(Library):
             return self.outputs((y, *as_tuple(state)))
         _, B, _, H = self.case.shape
         named = {f"d{name}": np.asarray(g) for name, g in zip(self.case.inputs(), result, strict=True)}
-        return named | {f"d{name}": named[f"d{name}"].reshape(B, H) for name in STATES[self.case.cell]}
+        return named | {f"d{name}": named[f"d{name}"].reshape(B, H) for name in self.case.first_states}
 
 
 #: Positions of PyTorch's gates (LSTM i f g o, GRU r z n) in the order of each format.
@@ -240,7 +240,7 @@ def onnx_model(case: Case, arrays: Arrays) -> bytes:
         "R": weights["weight_hh"][None],
         "B": np.concatenate([weights["bias_ih"], weights["bias_hh"]])[None],
     }
-    states, outputs = STATES[case.cell], ("y", *LAST_STATES[case.cell])
+    states, outputs = case.first_states, ("y", *case.last_states)
     options = {"linear_before_reset": 1} if case.cell == "gru" else {}
     node = onnx.helper.make_node(
         case.cell.upper(), ["x", "W", "R", "B", "", *states], list(outputs), hidden_size=H, **options
@@ -261,7 +261,7 @@ def onnx_model(case: Case, arrays: Arrays) -> bytes:
 
 def onnx_inputs(case: Case, arrays: Arrays) -> Arrays:
     """What goes into `onnx_model`; states have an axis for the direction."""
-    return {"x": arrays["x"]} | {name: arrays[name][None].copy() for name in STATES[case.cell]}
+    return {"x": arrays["x"]} | {name: arrays[name][None].copy() for name in case.first_states}
 
 
 class OnnxRuntime(Library):
@@ -444,7 +444,7 @@ class TensorFlow(Library):
         self.case = case
         tf = self._tf
         x, dy = (tf.constant(arrays[name].swapaxes(0, 1)) for name in ("x", "dy"))  # rows come first
-        states = [tf.constant(arrays[name]) for name in STATES[case.cell]]
+        states = [tf.constant(arrays[name]) for name in case.first_states]
         layer = self._layer(arrays)
 
         def forward(x: Any, *states: Any) -> Any:
@@ -492,7 +492,7 @@ class TensorFlow(Library):
         dbias_ih, dbias_hh = dbias if cell == "gru" else (dbias, dbias)
         gradients = (dweight_ih.T, dweight_hh.T, dbias_ih, dbias_hh)
         named = {"dx": dx.swapaxes(0, 1)}
-        named |= {f"d{name}": value for name, value in zip(STATES[cell], dstates, strict=True)}
+        named |= {f"d{name}": value for name, value in zip(self.case.first_states, dstates, strict=True)}
         # The permutations of KERAS_ORDER are their own inverses.
         return named | {
             f"d{name}": reorder(value, KERAS_ORDER[cell])

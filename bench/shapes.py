@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
-#: Gate blocks of each cell: G = GATES[cell] * H.
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+#: The cells that other libraries have too.
+CELLS = ("lstm", "gru", "rnn")
 MODES = ("forward", "training")
-
-STATES = {"lstm": ("h_0", "c_0"), "gru": ("h_0",), "rnn": ("h_0",)}
-LAST_STATES = {"lstm": ("h_n", "c_n"), "gru": ("h_n",), "rnn": ("h_n",)}
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -74,7 +71,25 @@ class Case(NamedTuple):
 
     cell: str
     shape: Shape
-    dtype: str = "float32"
+    dtype: str
+    gates: int  #: G = gates * H
+    states: tuple[str, ...]  #: parts of the state: "h", or "h" and "c"
+
+    @classmethod
+    def of(cls, cell: str, shape: Shape, dtype: str = "float32") -> Case:
+        """A case of one of fastrnn's cells. For the driver: a worker's interpreter may have no fastrnn."""
+        from fastrnn.cells import FAMILIES
+
+        described = next(iter(FAMILIES[cell].cells.values()))
+        return cls(cell, shape, dtype, described.gates, described.states)
+
+    @property
+    def first_states(self) -> tuple[str, ...]:
+        return tuple(f"{name}_0" for name in self.states)
+
+    @property
+    def last_states(self) -> tuple[str, ...]:
+        return tuple(f"{name}_n" for name in self.states)
 
     def flops(self, mode: str) -> int:
         """Floating-point operations of the matrix products; those of the gates are not counted.
@@ -84,20 +99,20 @@ class Case(NamedTuple):
         for dx and dh and one for the weight gradients.
         """
         T, B, I, H = self.shape
-        forward = 2 * T * B * GATES[self.cell] * H * (I + H)
+        forward = 2 * T * B * self.gates * H * (I + H)
         return forward if mode == "forward" else 3 * forward
 
     def inputs(self) -> tuple[str, ...]:
         """The names of all that has a gradient, in the order in which it is passed to a cell."""
-        return ("x", *STATES[self.cell], *PARAMETERS)
+        return ("x", *self.first_states, *PARAMETERS)
 
     def problem(self, seed: int = 0) -> Arrays:
         """Random inputs, states, weights (PyTorch's layout and scale) and dy, the same for every library."""
         T, B, I, H = self.shape
-        G = GATES[self.cell] * H
+        G = self.gates * H
         rng = np.random.default_rng(seed)
         arrays = {"x": rng.standard_normal((T, B, I)), "dy": rng.standard_normal((T, B, H))}
-        arrays |= {name: rng.standard_normal((B, H)) for name in STATES[self.cell]}
+        arrays |= {name: rng.standard_normal((B, H)) for name in self.first_states}
         for name, shape in zip(PARAMETERS, ((G, I), (G, H), (G,), (G,)), strict=True):
             arrays[name] = rng.uniform(-1, 1, shape) / np.sqrt(H)
         return {name: value.astype(self.dtype) for name, value in arrays.items()}

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from conftest import Speeds
 from peers import Fastrnn, Library, Reference
-from shapes import GATES, SHAPES, SMOKE_SHAPES, Case
+from shapes import SHAPES, SMOKE_SHAPES, Case
+
+from fastrnn.cells import FAMILIES
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     shapes = SMOKE_SHAPES if metafunc.config.getoption("smoke") else SHAPES
-    cases = [Case(cell, shape) for cell in GATES for shape in shapes]
+    cases = [Case.of(cell, shape) for cell in FAMILIES for shape in shapes]
     metafunc.parametrize("case", cases, ids=lambda case: f"{case.cell}-{case.shape}")
     metafunc.parametrize("library", [Fastrnn, Reference], ids=lambda library: library.name)
 

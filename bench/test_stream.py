@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from peers import as_tuple, fastest, onnx_model
-from shapes import GATES, PARAMETERS, STATES, Arrays, Case, Shape
+from shapes import CELLS, PARAMETERS, Arrays, Case, Shape
 
 import fastrnn
 import fastrnn.reference
@@ -93,7 +93,7 @@ def onnxruntime(case: Case, arrays: Arrays) -> Step:
     x = value(arrays["x"])
     y = value(np.zeros(session.get_outputs()[0].shape, np.float32))
     here, there = (
-        [value(np.zeros((1, 1, case.shape.H), np.float32)) for _ in STATES[case.cell]] for _ in range(2)
+        [value(np.zeros((1, 1, case.shape.H), np.float32)) for _ in case.first_states] for _ in range(2)
     )
     bindings = []
     for given, made in ((here, there), (there, here)):
@@ -122,12 +122,12 @@ SUBJECTS = {
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_step(benchmark: Any, cell: str, subject: str, smoke: bool) -> None:
     make, requires = SUBJECTS[subject]
     for package in requires:
         pytest.importorskip(package)
-    case = Case(cell, Shape(1, 1, 32, 32))
+    case = Case.of(cell, Shape(1, 1, 32, 32))
     arrays = case.problem()
     with import_module("torch").inference_mode() if subject == "torch" else nullcontext():
         step = make(case, arrays)

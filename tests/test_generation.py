@@ -5,6 +5,7 @@ import pytest
 
 from fastrnn import LSTM, Dense, Embedding, Sequential
 from fastrnn.generation import generate, iter_generate, sample
+from fastrnn.recurrent import LAYERS
 from fastrnn.text import CharTokenizer, WordTokenizer
 
 P = np.array([0.05, 0.4, 0.1, 0.25, 0.0, 0.2])
@@ -210,11 +211,11 @@ def test_generate_checks_before_the_first_token():
 # The real thing: a model with random weights.
 
 
-@pytest.fixture(params=["RNN", "LSTM", "GRU"])
+@pytest.fixture(params=LAYERS)
 def model(request):
     import fastrnn
 
-    cell = getattr(fastrnn, request.param)
+    cell = LAYERS[request.param]
     return fastrnn.Sequential(
         [
             fastrnn.Embedding(5, 3, rng=1),
