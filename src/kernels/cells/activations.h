@@ -14,8 +14,8 @@
 /* x + ROUND_MAGIC has round(x), plus the bias of the exponent, in its low bits. */
 #define ROUND_MAGIC (0x1.8p+23f + 127.0f)
 #define MANTISSA_BITS 23
-/* Results do not change beyond these arguments: tanh is 1, and sigmoid(-limit) is below the smallest normal number, which
- * is flushed to zero. */
+/* Results do not change beyond these arguments: tanh is 1, and sigmoid(-limit) is below the smallest normal number,
+ * which is flushed to zero. */
 #define TANH_LIMIT 20.0f
 #define SIGMOID_LIMIT 88.0f
 #else
@@ -31,11 +31,11 @@
 /* exp(unit x) = scale (1 + y). Returns y; sum = 1 + scale; y_lost is the rounding error of y.
  * |unit x| <= SIGMOID_LIMIT, and unit is a power of two, of either sign.
  *
- * The polynomial is evaluated in pairs of terms (Horner's rule in r^2), which halves the chain of dependent operations: a
- * step of a small layer waits for that chain. Powers of `unit` go into the coefficients, which is exact.
+ * The polynomial is evaluated in pairs of terms (Horner's rule in r^2), which halves the chain of dependent operations:
+ * a step of a small layer waits for that chain. Powers of `unit` go into the coefficients, which is exact.
  *
- * `large`: scale may be so large that 1 + scale is rounded; y then includes the rounding error. Without `large`, n is small
- * wherever exp(unit x) still matters, so in single precision one product with ln 2 is accurate enough. */
+ * `large`: scale may be so large that 1 + scale is rounded; y then includes the rounding error. Without `large`, n is
+ * small wherever exp(unit x) still matters, so in single precision one product with ln 2 is accurate enough. */
 INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y_lost)
 {
     static const real p[] = PASTE(EXPM1_P_, SUFFIX);
@@ -68,8 +68,8 @@ INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y
 /* tanh(x) = sign(x) (1 - e) / (1 + e),  e = exp(-2|x|)
  *
  * Double precision adds a first-order correction for the rounding errors of dividend and divisor. An FMA computes these
- * errors exactly, because it does not round scale*y. The correction needs 1/below (1 <= below <= 2) to a few percent only:
- * a line serves. */
+ * errors exactly, because it does not round scale*y. The correction needs 1/below (1 <= below <= 2) to a few percent
+ * only: a line serves. */
 INLINE V v_tanh(V x)
 {
     const V sign = v_set((real)-0.0);
@@ -87,8 +87,9 @@ INLINE V v_tanh(V x)
 
 /* sigmoid(x) = 1 / (1 + exp(-x))
  *
- * Results below the smallest normal number are zero, because kernels run with denormals flushed. Processors differ in
- * whether they round before they flush, but no quotient here is so close to the smallest normal number that it shows. */
+ * Results below the smallest normal number are zero, because kernels run with denormals flushed. Processors differ
+ * in whether they round before they flush, but no quotient here is so close to the smallest normal number that it
+ * shows. */
 INLINE V v_sigmoid(V x)
 {
     V bounded = v_max(v_set(-SIGMOID_LIMIT), v_min(v_set(SIGMOID_LIMIT), x)), scale, sum, unused;

@@ -1,7 +1,7 @@
 /* The cells: the equations. Their only other copy is fastrnn/reference.py.
  *
- * A cell computes one vector of units of one row, in registers; loops.h loads and stores. Names are those of docs/math.md.
- * Derivatives are functions of the output.
+ * A cell computes one vector of units of one row, in registers; loops.h loads and stores. Names are those of
+ * docs/math.md. Derivatives are functions of the output.
  *
  *   a    the accumulators. In: pre-activations, with bias and all products. Out: activations, as the tape keeps them.
  *   da   gradients of the pre-activations, in the same order
@@ -11,8 +11,8 @@
  *   dc   in: gradient of c; out: gradient of c_prev
  *
  * Forward has one or two stages. GATES has the activations that wait for nothing, and c. OUTPUT has those that wait for
- * GATES, and h; a cell with one stage has OUTPUT alone. Each stage is a loop of its own over all rows of a group of units,
- * so that the processor overlaps many independent chains.
+ * GATES, and h; a cell with one stage has OUTPUT alone. Each stage is a loop of its own over all rows of a group of
+ * units, so that the processor overlaps many independent chains.
  *
  * A cell leaves arguments alone that it has no use for.
  */

@@ -46,8 +46,8 @@ void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width)
                 memset((char *)s.data + (size_t)(t * s.step + row * s.row) * b->item, 0, bytes);
 }
 
-/* States, and gradients of states, come in two forms: of the caller's rows (L*D, B, width), and of the segments of layer k
- * (S, width), which runs use. Without a map, segments are rows, and the final states are in place already. */
+/* States, and gradients of states, come in two forms: of the caller's rows (L*D, B, width), and of the segments of
+ * layer k (S, width), which runs use. Without a map, segments are rows, and the final states are in place already. */
 
 /* Initial states: of rows `given`, to segments `to`. */
 void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t width, char *to)
@@ -67,7 +67,8 @@ void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t wi
             memset(to + (size_t)s * bytes, 0, bytes);
 }
 
-/* Final states: of segments `from`, to rows `final`. A row that has none passes its initial state `given` on, or zero. */
+/* Final states: of segments `from`, to rows `final`. A row that has none passes its initial state `given` on, or
+ * zero. */
 void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *given, int64_t width, void *final)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
@@ -104,8 +105,8 @@ void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t w
             memcpy(to + (size_t)end[row] * bytes, from + (size_t)row * bytes, bytes);
 }
 
-/* Gradients of initial states: of segments `from`, to rows `out`. Where a row's state passed through, so does the gradient
- * of its final state, `dfinal`. */
+/* Gradients of initial states: of segments `from`, to rows `out`. Where a row's state passed through, so does the
+ * gradient of its final state, `dfinal`. */
 void fastrnn_begin_gradients(const batch_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;

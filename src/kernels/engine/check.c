@@ -56,7 +56,8 @@ void fastrnn_call_sizes(const fastrnn_stack *stack, const fastrnn_call *call, in
     measure(stack, call, b.N, b.S, pass, tape, workspace);
 }
 
-/* The call that needs most memory: with dropout, and, if `scattered`, with a map. Only the header of that map is read. */
+/* The call that needs most memory: with dropout, and, if `scattered`, with a map. Only the header of that map is
+ * read. */
 static fastrnn_call largest_call(const fastrnn_stack *stack, int64_t T, int64_t B, int scattered)
 {
     static const uint8_t masks = 0;

@@ -64,8 +64,8 @@ typedef struct {
     fastrnn_size forward_rows; /* packed rows of a chunk in forward, at most */
 } fastrnn_layer;
 
-/* Panels of a layer for one pass. Forward has panels of the rows of W_ih, W_hh and W_hr, and the combined bias as a row of
- * sums. Backward has panels of their columns. */
+/* Panels of a layer for one pass. Forward has panels of the rows of W_ih, W_hh and W_hr, and the combined bias as a row
+ * of sums. Backward has panels of their columns. */
 typedef struct {
     void *ih, *hh, *hr, *bias;
 } fastrnn_layer_panels;
@@ -90,12 +90,12 @@ typedef struct {
 
 /* One layer in one direction: what forward and backward have in common.
  *
- *   offsets (T+1,)   packed rows of step t are offsets[t] .. offsets[t+1]-1. Segments are sorted by length, longest first,
- *                    so those alive at a step are the first ones.
+ *   offsets (T+1,)   packed rows of step t are offsets[t] .. offsets[t+1]-1. Segments are sorted by length, longest
+ *                    first, so those alive at a step are the first ones.
  *   chunk            most packed rows of a chunk of steps; a chunk has at least one step
  *   h_rows           the history: h after each packed row, where the next step reads h_prev. It is y itself if y holds
- *                    packed rows. Else it is in the tape, or, `ring`, in two buffers of `chunk` rows which chunks use in
- *                    turn; each chunk of it is then scattered to y. */
+ *                    packed rows. Else it is in the tape, or, `ring`, in two buffers of `chunk` rows that chunks use
+ *                    alternately; each chunk of it is then scattered to y. */
 typedef struct {
     const fastrnn_layer *layer;
     size_t item; /* bytes of a number */
@@ -109,7 +109,7 @@ typedef struct {
     void *h_rows;                /* (N, ldh), or (2, chunk, ldh) */
     fastrnn_size ldh;
     int ring;
-    void *h;                     /* (B, P)   forward: in the initial state, out the final one; backward: the initial one */
+    void *h;                     /* (B, P)   forward: in initial state, out final state; backward: initial state */
     void *c;                     /* (B, H)   the same */
     void *gates;                 /* (N, AH)  tape, or NULL; where A is 1, may be the history */
     void *c_rows;                /* (N, H)   tape, or NULL */
@@ -145,8 +145,8 @@ typedef struct {
     void *panels_h, *panels_x, *panels_units; /* fused: the same of P, I and H columns */
 } fastrnn_backward_run;
 
-/* Copy packed rows first .. first+n-1 of scattered `rows` to `to` (n, width). `is_gradient`: add the gradient of each slot
- * that repeats an output to the row whose output it repeats. */
+/* Copy packed rows first .. first+n-1 of scattered `rows` to `to` (n, width). `is_gradient`: add the gradient of each
+ * slot that repeats an output to the row whose output it repeats. */
 FASTRNN_API void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
                                 fastrnn_size n, int is_gradient, void *to);
 

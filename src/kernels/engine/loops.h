@@ -28,8 +28,8 @@ INLINE sums_t sums_of(const fastrnn_cell_forward *step)
     } while (0)
 
 /* Rows 0 .. n-1 by units [unit, end). The body handles `m` lanes from unit `k` of `row` on. It is instantiated three
- * times, so that the width is a constant in the two loops over full vectors: along each row if a row has four or more of
- * them, which is the order of memory, else down the rows, and once for the tails. */
+ * times, so that the width is a constant in the two loops over full vectors: along each row if a row has four or more
+ * of them, which is the order of memory, else down the rows, and once for the tails. */
 #define FOR_ROWS(...)                                                                                        \
     do {                                                                                                     \
         const fastrnn_size whole = (end - unit) / LANES * LANES + unit;                                      \

@@ -8,8 +8,8 @@
 
 typedef fastrnn_map_head head_t;
 
-/* The arrays of a map, and scratch behind them. Segments are numbered twice: as they are found, row by row, and at last by
- * rank. Scratch has the first numbers. */
+/* The arrays of a map, and scratch behind them. Segments are numbered twice: as they are found, row by row, and at last
+ * by rank. Scratch has the first numbers. */
 typedef struct {
     int64_t *offsets, *source, *place, *begin[2], *end[2];
     int64_t *row, *length, *rank, *first; /* scratch */
@@ -53,14 +53,14 @@ void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S)
     *S = head->S;
 }
 
-/* Cut row b into segments, numbered as they are found. place[t, b] becomes the segment of the slot, or -1; begin and end
- * have the same numbers.
+/* Cut row b into segments, numbered as they are found. place[t, b] becomes the segment of the slot, or -1; begin and
+ * end have the same numbers.
  *
- * A reset at t cuts either direction between t-1 and t: the state before step t is zero forward, that before step t-1 in
- * reverse. A reset at t = 0 cuts forward alone. Forward, the first episode begins with the initial state, unless a reset
- * begins it, and the last one ends with the final state. In reverse, the last episode begins with the initial state, and
- * the first one ends with the final state. An episode without a real step has no segment; the final state is then the
- * initial one, or zero if the row was cut. */
+ * A reset at t cuts either direction between t-1 and t: the state before step t is zero forward, that before step t-1
+ * in reverse. A reset at t = 0 cuts forward alone. Forward, the first episode begins with the initial state, unless a
+ * reset begins it, and the last one ends with the final state. In reverse, the last episode begins with the initial
+ * state, and the first one ends with the final state. An episode without a real step has no segment; the final state is
+ * then the initial one, or zero if the row was cut. */
 static void cut_row(const fastrnn_batch *batch, head_t *head, arrays_t *a, int64_t b)
 {
     const int64_t B = batch->B, length = batch->lengths ? batch->lengths[b] : batch->T;
@@ -103,8 +103,8 @@ static void cut_row(const fastrnn_batch *batch, head_t *head, arrays_t *a, int64
     a->end[1][b] = first;
 }
 
-/* Rank segments by falling length, equal ones in the order in which they were found; then make offsets. It is a counting
- * sort, with `offsets` as the counters. */
+/* Rank segments by falling length, equal ones in the order in which they were found; then make offsets. It is a
+ * counting sort, with `offsets` as the counters. */
 static void sort_segments(head_t *head, arrays_t *a)
 {
     const int64_t T = head->T;

@@ -1,8 +1,8 @@
 /* The map: a compiled batch. Rows are cut into segments, and segments are sorted by length.
  *
- * A segment is the real steps of one episode of one row. Longest first, the segments that have a step k are the first n_k,
- * and packed row offsets[k] + s is step k of segment s. Kernels see packed rows only. So lengths, masks and resets are one
- * mechanism, and every cell, direction and engine has all three. */
+ * A segment is the real steps of one episode of one row. Longest first, the segments that have a step k are the first
+ * n_k, and packed row offsets[k] + s is step k of segment s. Kernels see packed rows only. So lengths, masks and resets
+ * are one mechanism, and every cell, direction and engine has all three. */
 #ifndef FASTRNN_MAP_H
 #define FASTRNN_MAP_H
 

@@ -9,8 +9,8 @@
 #define MAGIC UINT64_C(0x6c6e61706e747266)
 #define LARGEST INT64_C(0x7fffffff) /* BLAS takes its sizes as 32-bit integers */
 
-/* The header of panels. It names the engine, not the instruction set: "blas" shares its instruction set with a fused engine
- * and has no panels. */
+/* The header of panels. It names the engine, not the instruction set: "blas" shares its instruction set with a fused
+ * engine and has no panels. */
 typedef struct {
     uint64_t magic, hash;
     char engine[16];
@@ -90,8 +90,8 @@ static uint64_t mix(uint64_t hash, uint64_t value)
 
 static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int backward);
 
-/* Rows of a chunk in forward: enough for the projection to run at its full rate, few enough that the recurrence finds their
- * sums in L2. */
+/* Rows of a chunk in forward: enough for the projection to run at its full rate, few enough that the recurrence finds
+ * their sums in L2. */
 enum { FORWARD_BYTES = 1 << 18, FORWARD_ROWS = 128 };
 
 static void follow_sizes(fastrnn_stack *stack, fastrnn_layer *layer)

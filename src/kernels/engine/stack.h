@@ -30,8 +30,8 @@ fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *pane
 /* Bytes of the panels of `blocks` blocks of `units` columns, K deep: the most that an instruction set needs. */
 size_t fastrnn_panel_bytes(const fastrnn_stack *stack, int blocks, int64_t units, int64_t K);
 
-/* Flat memory from which parts are taken one after the other, each at a cache line. An arena without a base has no memory
- * and only measures, so that sizes and addresses come from the same walk. */
+/* Flat memory from which parts are taken one after the other, each at a cache line. An arena without a base has no
+ * memory and only measures, so that sizes and addresses come from the same walk. */
 typedef struct {
     char *base;
     size_t used;

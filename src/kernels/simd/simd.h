@@ -1,7 +1,7 @@
 /* The vector vocabulary of the kernels, for one instruction set and one precision (variant.c).
  *
- * Arithmetic uses the compiler's vector operators. Only what they cannot express is written for each instruction set: FMA,
- * minimum, masked loads and stores.
+ * Arithmetic uses the compiler's vector operators. Only what they cannot express is written for each instruction set:
+ * FMA, minimum, masked loads and stores.
  *
  *   real, V, VI        a number, a vector of LANES numbers, a vector of LANES integers of the same size
  *   v_set(x)           x in all lanes           v_bits / v_real   reinterpret V as VI and back
