@@ -64,6 +64,8 @@ cdef extern from "fastrnn.h" nogil:
         void *bias_ih
         void *bias_hh
         void *weight_hr
+        int64_t ih_row, ih_column, hh_row, hh_column, hr_row, hr_column
+        const uint8_t *gate_order
     size_t fastrnn_panels_size(const fastrnn_stack *, int)
     fastrnn_status fastrnn_pack(const fastrnn_stack *, const fastrnn_weights *, int, void *)
     ctypedef struct fastrnn_sequence:
@@ -201,14 +203,18 @@ cdef extern from "kernels.h" nogil:
         void (*backward)(const fastrnn_cell_backward *) noexcept nogil
         void (*reset_forward)(const fastrnn_cell_forward *) noexcept nogil
         void (*reset_backward)(const fastrnn_cell_backward *) noexcept nogil
+    ctypedef struct fastrnn_source:
+        const void *data
+        Py_ssize_t row, column, block
+        const uint8_t *order
     ctypedef struct fastrnn_table:
         const fastrnn_cell *cell
         void (*add_rows)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
         void (*tanh)(Py_ssize_t, const void *, void *) noexcept nogil
         void (*sigmoid)(Py_ssize_t, const void *, void *) noexcept nogil
         Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
-        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const fastrnn_source *, void *) noexcept nogil
+        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const fastrnn_source *, void *) noexcept nogil
         int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, const void *, void *,
                         int, const Poll *) except -1 nogil
         int (*run_forward)(const ForwardRun *) except -1 nogil

@@ -123,9 +123,10 @@ cdef Memory pointers_to(list arrays):
     cdef fastrnn_weights *pointers = <fastrnn_weights *>memory.reserve(len(arrays) * sizeof(fastrnn_weights))
     cdef Py_ssize_t k
     for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(arrays):
-        pointers[k] = fastrnn_weights(
-            sizeof(fastrnn_weights), data(weight_ih), data(weight_hh), data(bias_ih), data(bias_hh), data(weight_hr)
-        )
+        memset(&pointers[k], 0, sizeof(fastrnn_weights))
+        pointers[k].size = sizeof(fastrnn_weights)
+        pointers[k].weight_ih, pointers[k].weight_hh, pointers[k].weight_hr = data(weight_ih), data(weight_hh), data(weight_hr)
+        pointers[k].bias_ih, pointers[k].bias_hh = data(bias_ih), data(bias_hh)
     return memory
 
 

@@ -35,14 +35,16 @@ static void *copy(const void *from, fastrnn_size n)
 
 static void *pack_rows(int count, fastrnn_size units, fastrnn_size K, const void *w, void *to)
 {
-    CALL(pack_rows, count, units, K, w, to);
+    const fastrnn_source source = {w, K, 1, 0, NULL};
+    CALL(pack_rows, count, units, K, &source, to);
     return to;
 }
 
 static void *pack_columns(fastrnn_size units, fastrnn_size K, const void *w)
 {
     void *to = panels(CALL(packed_size, 1, units, K));
-    CALL(pack_columns, units, K, w, to);
+    const fastrnn_source source = {w, units, 1, 0, NULL};
+    CALL(pack_columns, units, K, &source, to);
     return to;
 }
 

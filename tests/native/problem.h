@@ -110,7 +110,11 @@ static void make_stack(problem *q)
     for (int k = 0; k < q->runs; k++) {
         const int64_t I = input_size(q, k);
         specs[k] = (fastrnn_spec){sizeof *specs, q->cell.name, q->single ? FASTRNN_F32 : FASTRNN_F64, 0, I, q->H, q->P, 0};
-        q->weights[k] = (fastrnn_weights){sizeof *q->weights, numbers(G * I, I), numbers(G * q->P, q->P), NULL, NULL, NULL};
+        q->weights[k] = (fastrnn_weights){
+            .size = sizeof *q->weights,
+            .weight_ih = numbers(G * I, I),
+            .weight_hh = numbers(G * q->P, q->P),
+        };
         if (q->cell.projected)
             q->weights[k].weight_hr = numbers(q->P * q->H, q->H), specs[k].options |= FASTRNN_PROJECTED;
         if (biases & 1)

@@ -6,7 +6,7 @@
 /* ---- sizes ------------------------------------------------------------------------------------------- */
 
 /* Bytes of scratch, states included, of the run that needs most: runs follow each other and share the memory. */
-static size_t scratch_size(const batch_t *b, int pass)
+static size_t scratch_size(const batch_t *b, int pass, int strided)
 {
     const fastrnn_stack *stack = b->stack;
     const fastrnn_rows dy = fastrnn_rows_of(b, b->call->dy, fastrnn_output_width(stack), 0);
@@ -27,6 +27,11 @@ static size_t scratch_size(const batch_t *b, int pass)
             backward.dy.scattered = top && dy.scattered;
             backward.dx.scattered = bottom && dx.scattered;
             fastrnn_take_backward_scratch(b, &arena, &backward);
+            if (strided || (b->call->dweights && !fastrnn_is_plain(&b->call->dweights[k], layer)))
+                for (int part = 0; part < 3; part++) {
+                    const int64_t sizes[] = {layer->G * layer->I, layer->G * layer->P, layer->P * layer->H};
+                    fastrnn_take(&arena, (size_t)sizes[part] * b->item);
+                }
         }
         most = arena.used > most ? arena.used : most;
     }
@@ -34,8 +39,8 @@ static size_t scratch_size(const batch_t *b, int pass)
 }
 
 /* Sizes of a call with N packed rows in S segments. */
-static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_t N, int64_t S, int pass, size_t *tape,
-                    size_t *workspace)
+static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_t N, int64_t S, int pass, int strided,
+                    size_t *tape, size_t *workspace)
 {
     fastrnn_call sizes = *call;
     sizes.tape = sizes.workspace = NULL;
@@ -46,14 +51,14 @@ static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_
     if (tape)
         *tape = b.tape.used;
     if (workspace)
-        *workspace = b.workspace.used + scratch_size(&b, pass);
+        *workspace = b.workspace.used + scratch_size(&b, pass, strided);
 }
 
 void fastrnn_call_sizes(const fastrnn_stack *stack, const fastrnn_call *call, int pass, size_t *tape, size_t *workspace)
 {
     batch_t b;
     fastrnn_open_batch(&b, stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
-    measure(stack, call, b.N, b.S, pass, tape, workspace);
+    measure(stack, call, b.N, b.S, pass, 0, tape, workspace);
 }
 
 /* The call that needs most memory: with dropout, and, if `scattered`, with a map. Only the header of that map is
@@ -79,7 +84,7 @@ size_t fastrnn_tape_size(const fastrnn_stack *stack, int64_t T, int64_t B, int64
 {
     const fastrnn_call call = largest_call(stack, T, B, scattered);
     size_t tape;
-    measure(stack, &call, N_at_most, S_at_most, FASTRNN_FORWARD, &tape, NULL);
+    measure(stack, &call, N_at_most, S_at_most, FASTRNN_FORWARD, 0, &tape, NULL);
     return tape;
 }
 
@@ -89,12 +94,12 @@ size_t fastrnn_workspace_size(const fastrnn_stack *stack, int64_t T, int64_t B, 
     fastrnn_call call = largest_call(stack, T, B, 1);
     size_t sizes[3] = {0};
     if (passes & FASTRNN_BACKWARD)
-        measure(stack, &call, N_at_most, S_at_most, FASTRNN_BACKWARD, NULL, &sizes[0]);
+        measure(stack, &call, N_at_most, S_at_most, FASTRNN_BACKWARD, passes & FASTRNN_STRIDED, NULL, &sizes[0]);
     if (passes & FASTRNN_FORWARD)
-        measure(stack, &call, N_at_most, S_at_most, FASTRNN_FORWARD, NULL, &sizes[1]);
+        measure(stack, &call, N_at_most, S_at_most, FASTRNN_FORWARD, 0, NULL, &sizes[1]);
     call.keep = FASTRNN_KEEP_NOTHING;
     if (passes & FASTRNN_FORWARD)
-        measure(stack, &call, N_at_most, S_at_most, FASTRNN_FORWARD, NULL, &sizes[2]);
+        measure(stack, &call, N_at_most, S_at_most, FASTRNN_FORWARD, 0, NULL, &sizes[2]);
     const size_t most = sizes[0] > sizes[1] ? sizes[0] : sizes[1], offsets = sizeof(int64_t) * (size_t)(T + 8);
     return offsets + (most > sizes[2] ? most : sizes[2]); /* without a map, the workspace holds the offsets, too */
 }
@@ -122,6 +127,27 @@ static fastrnn_status check_backward(const fastrnn_stack *stack, const batch_t *
     return FASTRNN_OK;
 }
 
+/* Weights that are not plain can be read through panels only: not by a back end, nor as unpacked weights. */
+static fastrnn_status check_weights(const fastrnn_stack *stack, const fastrnn_call *call, int backward, char *error)
+{
+    for (int k = 0; k < stack->L * stack->D; k++) {
+        const fastrnn_layer *layer = &stack->layers[k];
+        const uint8_t *order = call->weights[k].gate_order;
+        int seen = 0;
+        for (int gate = 0; order && gate < layer->shape.gates; gate++)
+            seen |= order[gate] < layer->shape.gates ? 1 << order[gate] : 0;
+        if (order && seen != (1 << layer->shape.gates) - 1)
+            return fail(error, FASTRNN_INVALID, "gate_order is not a permutation of the cell's gates");
+        if (fastrnn_is_plain(&call->weights[k], layer))
+            continue;
+        if (!fastrnn_is_fused())
+            return fail(error, FASTRNN_UNSUPPORTED, "weights with strides or a gate order: this engine has no panels");
+        if (!backward && !call->panels)
+            return fail(error, FASTRNN_INVALID, "weights with strides or a gate order are read through panels only");
+    }
+    return FASTRNN_OK;
+}
+
 fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastrnn_call *call, int pass, char error[256])
 {
     const int backward = pass == FASTRNN_BACKWARD;
@@ -138,6 +164,9 @@ fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastrnn_call *cal
         return fail(error, FASTRNN_INVALID, "weights are NULL");
     if (call->x_masks && stack->L == 1)
         return fail(error, FASTRNN_INVALID, "x_masks are given, but there is one layer");
+    const fastrnn_status weights = check_weights(stack, call, backward, error);
+    if (weights != FASTRNN_OK)
+        return weights;
     fastrnn_call_sizes(stack, call, pass, &tape, &workspace);
     if ((call->keep != FASTRNN_KEEP_NOTHING || backward) && (!call->tape || call->tape_size < tape))
         return fail(error, FASTRNN_INVALID, "tape is NULL or too small");

@@ -137,14 +137,60 @@ static void split_bias(const batch_t *b, const fastrnn_layer *layer, const char 
                        const fastrnn_weights *d)
 {
     const fastrnn_cell_shape shape = layer->shape;
-    const size_t H = (size_t)layer->H * b->item, direct = (size_t)shape.input_blocks * H;
-    if (d->bias_hh)
-        memcpy(d->bias_hh, by_accumulator, (size_t)shape.gates * H);
-    if (!d->bias_ih)
+    const size_t H = (size_t)layer->H * b->item;
+    uint8_t blocks[8];
+    const uint8_t *order = fastrnn_block_order(d, layer, blocks);
+    for (int gate = 0; gate < shape.gates; gate++) {
+        const size_t to = (size_t)(order ? order[gate] : gate) * H;
+        const int of_input = gate < shape.input_blocks ? gate : shape.accumulators - 1;
+        if (d->bias_hh)
+            memcpy((char *)d->bias_hh + to, by_accumulator + (size_t)gate * H, H);
+        if (d->bias_ih)
+            memcpy((char *)d->bias_ih + to, by_accumulator + (size_t)of_input * H, H);
+    }
+}
+
+/* Copy the row-major gradient (rows, columns) to where the caller wants it. */
+static void scatter_weights(const batch_t *b, const char *from, int64_t rows, int64_t columns, void *to, int64_t row,
+                            int64_t column, int64_t H, const uint8_t *order)
+{
+    if (!row && !column)
+        row = columns, column = 1;
+    for (int64_t r = 0; to && r < rows; r++) {
+        const int64_t at = order ? order[r / H] * H + r % H : r;
+        for (int64_t k = 0; k < columns; k++, from += b->item)
+            memcpy((char *)to + (size_t)(at * row + k * column) * b->item, from, b->item);
+    }
+}
+
+/* Gradients that the caller wants in another form than row-major are made in the scratch first. */
+static fastrnn_weights take_plain(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *d,
+                                  fastrnn_arena *scratch)
+{
+    fastrnn_weights plain = *d;
+    if (fastrnn_is_plain(d, layer))
+        return plain;
+    const size_t item = b->item;
+    char *ih = fastrnn_take(scratch, (size_t)(layer->G * layer->I) * item);
+    char *hh = fastrnn_take(scratch, (size_t)(layer->G * layer->P) * item);
+    char *hr = layer->projected ? fastrnn_take(scratch, (size_t)(layer->P * layer->H) * item) : NULL;
+    plain.weight_ih = d->weight_ih ? ih : NULL;
+    plain.weight_hh = d->weight_hh ? hh : NULL;
+    plain.weight_hr = d->weight_hr ? hr : NULL;
+    return plain;
+}
+
+static void give_plain(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *plain,
+                       const fastrnn_weights *d)
+{
+    if (fastrnn_is_plain(d, layer))
         return;
-    memcpy(d->bias_ih, by_accumulator, direct);
-    if (shape.gates > shape.input_blocks)
-        memcpy((char *)d->bias_ih + direct, by_accumulator + (size_t)(shape.accumulators - 1) * H, H);
+    uint8_t blocks[8];
+    const uint8_t *order = fastrnn_block_order(d, layer, blocks);
+    const int64_t H = layer->H, G = layer->G;
+    scatter_weights(b, plain->weight_ih, G, layer->I, d->weight_ih, d->ih_row, d->ih_column, H, order);
+    scatter_weights(b, plain->weight_hh, G, layer->P, d->weight_hh, d->hh_row, d->hh_column, H, order);
+    scatter_weights(b, plain->weight_hr, layer->P, H, d->weight_hr, d->hr_row, d->hr_column, H, NULL);
 }
 
 static void zero_gradients(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *d)
@@ -173,8 +219,8 @@ static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_
     const fastrnn_layer *layer = &b->stack->layers[k];
     fastrnn_open_run(b, k, run);
     backward.dy = columns_of(b, dy, direction, layer->P);
-    if (call->dweights)
-        backward.dweights = call->dweights[k];
+    const fastrnn_weights none = {0}, *d = call->dweights ? &call->dweights[k] : &none;
+    backward.dweights = take_plain(b, layer, d, &scratch);
     run->h = kept->h_0, run->c = kept->c_0;
     run->gates = fastrnn_keeps_gates(b->stack, layer) ? kept->gates : run->h_rows;
     run->c_rows = kept->c;
@@ -192,7 +238,8 @@ static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_
         zero_gradients(b, layer, &backward.dweights);
     else if (run_backward(b, &backward))
         return 1;
-    split_bias(b, layer, backward.dbias, &backward.dweights);
+    give_plain(b, layer, &backward.dweights, d);
+    split_bias(b, layer, backward.dbias, d);
     if (b->map && call->dh_0)
         fastrnn_begin_gradients(b, k, backward.dh, call->dh_n, layer->P, call->dh_0);
     if (b->map && backward.dc && call->dc_0)

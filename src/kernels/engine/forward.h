@@ -64,8 +64,8 @@ static void apply_reset_forward(const void *context, fastrnn_size row, fastrnn_s
 /* ---- bias -------------------------------------------------------------------------------------------- */
 
 /* Write the combined bias as one row in the layout of the sums. Block b of b_ih and of b_hh goes to the accumulator that
- * block b of the corresponding product feeds. */
-static void set_bias_row(const fastrnn_layer *layer, const fastrnn_weights *w, void *row)
+ * block b of the corresponding product feeds. In the arrays, the block of gate b is order[b], or b without an order. */
+static void set_bias_row(const fastrnn_layer *layer, const fastrnn_weights *w, const uint8_t *order, void *row)
 {
     const int A = layer->shape.accumulators, gates = layer->shape.gates, input = layer->shape.input_blocks;
     const fastrnn_size H = layer->H;
@@ -73,8 +73,8 @@ static void set_bias_row(const fastrnn_layer *layer, const fastrnn_weights *w, v
         const int from = block < input ? block : gates - 1; /* of bias_ih */
         const int has_ih = layer->has_bias_ih && (block < input || block == A - 1);
         const int has_hh = layer->has_bias_hh && block < gates;
-        const real *ih = has_ih ? (const real *)w->bias_ih + from * H : 0;
-        const real *hh = has_hh ? (const real *)w->bias_hh + block * H : 0;
+        const real *ih = has_ih ? (const real *)w->bias_ih + (order ? order[from] : from) * H : 0;
+        const real *hh = has_hh ? (const real *)w->bias_hh + (order ? order[block] : block) * H : 0;
         real *to = (real *)row + block * LANES;
         for (fastrnn_size k = 0; k < H; k += LANES, to += A * LANES) {
             const fastrnn_size m = least(H - k, LANES);
@@ -261,7 +261,7 @@ static void work_forward(void *context, const fastrnn_member *me)
     make_forward(&f);
     if (f.bias == forward->sums) {
         if (me->rank == 0)
-            set_bias_row(layer, run->weights, forward->sums);
+            set_bias_row(layer, run->weights, 0, forward->sums);
         fastrnn_barrier(me);
     }
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {

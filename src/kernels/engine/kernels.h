@@ -158,6 +158,14 @@ FASTRNN_API void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *row
 /* Steps of the next chunk, once `done` steps are through; `from_end`: chunks go from the last step to the first. */
 FASTRNN_API fastrnn_size fastrnn_next_chunk(const fastrnn_run *run, fastrnn_size done, int from_end);
 
+/* A matrix to pack. Element (r, k) is at data + r*row + k*column. With an `order`, rows come in blocks of `block` rows,
+ * and block b of the packed matrix is block order[b] of this one. */
+typedef struct {
+    const void *data;
+    fastrnn_size row, column, block;
+    const uint8_t *order;
+} fastrnn_source;
+
 /* ---- kernels --------------------------------------------------------------------------------------- */
 
 /* The sums of a step, which are the accumulators of its rows. Those of block b, row r, from unit k on are at
@@ -219,14 +227,14 @@ typedef struct {
      *   packed_size    numbers in the panels of `blocks` blocks of `units` columns, K deep
      *   pack_rows      panels of w (blocks*units, K), for products with its transpose
      *   pack_columns   panels of w (K, units)
-     *   pack_bias      the combined bias of a layer as a row of sums, of layer->sums_row bytes
+     *   pack_bias      the combined bias of a layer as a row of sums, of layer->sums_row bytes; `order` as in a source
      *   multiply       c (M, N) = a b. Element (r, k) of a is a[r*a_row + k*a_k]; b (K, N) is in panels.
      *   run_forward, run_backward   a whole run
      * multiply and the runs return 0, or why the call ended early (fastrnn_parallel). */
     fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);
-    void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const void *w, void *panels);
-    void (*pack_columns)(fastrnn_size units, fastrnn_size K, const void *w, void *panels);
-    void (*pack_bias)(const fastrnn_layer *layer, const fastrnn_weights *w, void *row);
+    void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
+    void (*pack_columns)(fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
+    void (*pack_bias)(const fastrnn_layer *layer, const fastrnn_weights *w, const uint8_t *order, void *row);
     int (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const void *a, fastrnn_size a_row, fastrnn_size a_k,
                     const void *panels, void *c, int threads, const fastrnn_poll *poll);
     int (*run_forward)(const fastrnn_forward_run *run);

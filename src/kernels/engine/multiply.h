@@ -1,14 +1,4 @@
-/* Products of whole matrices, and the packing of weights, as the table offers them. */
-
-static void pack_all_rows(int blocks, fastrnn_size units, fastrnn_size K, const void *w, void *panels)
-{
-    panels_of_rows(blocks, units, K, w, K, panels);
-}
-
-static void pack_all_columns(fastrnn_size units, fastrnn_size K, const void *w, void *panels)
-{
-    panels_of_columns(units, weight_width(1), K, 0, K, w, units, panels, 0, vector_count(units));
-}
+/* Products of whole matrices, for layers that are not recurrent. */
 
 typedef struct {
     product_t p; /* but for the member */

@@ -404,20 +404,28 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
     }
 }
 
-/* Panels of weights as PyTorch has them, w (blocks*units, K), for a product with their transpose. */
-static void panels_of_rows(int blocks, fastrnn_size units, fastrnn_size K, const real *w, fastrnn_size ld,
-                           real *panels)
+/* Panels of w (blocks*units, K), for a product with its transpose. */
+INLINE void panels_of_strided_rows(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w,
+                                   const fastrnn_size column_stride, real *panels)
 {
     const int width = weight_width(blocks);
-    const fastrnn_size columns = vector_count(units) * blocks;
+    const fastrnn_size columns = vector_count(units) * blocks, ld = w->row;
     for (fastrnn_size column = 0; column < columns; column++) {
-        const fastrnn_size unit = column / blocks * LANES, m = least(units - unit, LANES);
-        const real *rows = w + (column % blocks * units + unit) * ld;
+        const fastrnn_size unit = column / blocks * LANES, m = least(units - unit, LANES), block = column % blocks;
+        const real *rows = (const real *)w->data + ((w->order ? w->order[block] : block) * units + unit) * ld;
         real *to = panels + column / width * panel_size(K, width) + column % width * LANES;
         for (fastrnn_size k = 0; k < K; k++, to += width * LANES)
             for (fastrnn_size lane = 0; lane < LANES; lane++)
-                to[lane] = lane < m ? rows[lane * ld + k] : 0;
+                to[lane] = lane < m ? rows[lane * ld + k * column_stride] : 0;
     }
+}
+
+static void panels_of_rows(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels)
+{
+    if (w->column == 1)
+        panels_of_strided_rows(blocks, units, K, w, 1, panels);
+    else
+        panels_of_strided_rows(blocks, units, K, w, w->column, panels);
 }
 
 /* Panels of n rows of a matrix as it stands, w (n, units), as its rows k = first .. first+n-1 of the K in
@@ -436,4 +444,24 @@ static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fas
             for (fastrnn_size k = row; k < end; k++)
                 *(V *)(to + k * width * LANES) = v_load(from + k * ld, m);
         }
+}
+
+/* Panels of w (K, units), as it stands. */
+static void panels_of_matrix(fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels)
+{
+    const int width = weight_width(1);
+    const fastrnn_size block = w->order ? w->block : K;
+    for (fastrnn_size first = 0; first < K; first += block) {
+        const real *from = (const real *)w->data + (w->order ? w->order[first / block] * block : first) * w->row;
+        if (w->column == 1) {
+            panels_of_columns(units, width, K, first, block, from, w->row, panels, 0, vector_count(units));
+            continue;
+        }
+        for (fastrnn_size v = 0; v < vector_count(units); v++) {
+            real *to = (real *)panels + v / width * panel_size(K, width) + (first * width + v % width) * LANES;
+            for (fastrnn_size k = 0; k < block; k++, to += width * LANES)
+                for (fastrnn_size lane = 0, unit = v * LANES; lane < LANES; lane++, unit++)
+                    to[lane] = unit < units ? from[k * w->row + unit * w->column] : 0;
+        }
+    }
 }

@@ -206,27 +206,65 @@ fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *pane
     return matches ? FASTRNN_OK : FASTRNN_WRONG_PANELS;
 }
 
+/* A weight matrix with `columns` columns. Strides that are both 0 stand for row-major. */
+static fastrnn_source source_of(const void *data, int64_t columns, int64_t row, int64_t column, int64_t H,
+                                const uint8_t *order)
+{
+    const int plain = !row && !column;
+    return (fastrnn_source){data, plain ? columns : row, plain ? 1 : column, H, order};
+}
+
+int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer)
+{
+    for (int k = 0; w->gate_order && k < layer->shape.gates; k++)
+        if (w->gate_order[k] != k)
+            return 0;
+    const fastrnn_source ih = source_of(NULL, layer->I, w->ih_row, w->ih_column, 0, NULL);
+    const fastrnn_source hh = source_of(NULL, layer->P, w->hh_row, w->hh_column, 0, NULL);
+    const fastrnn_source hr = source_of(NULL, layer->H, w->hr_row, w->hr_column, 0, NULL);
+    return ih.row == layer->I && hh.row == layer->P && hr.row == layer->H && ih.column == 1 && hh.column == 1 &&
+           hr.column == 1;
+}
+
+const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer *layer, uint8_t order[8])
+{
+    if (!w->gate_order)
+        return NULL;
+    for (int k = 0; k < layer->shape.gates; k++)
+        order[w->gate_order[k]] = (uint8_t)k;
+    return order;
+}
+
 static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, const fastrnn_weights *w, int backward,
                        fastrnn_layer_panels to)
 {
     const fastrnn_table *table = fastrnn_current_isa()->table[stack->dtype == FASTRNN_F64];
     const fastrnn_cell_shape shape = layer->shape;
-    const int64_t H = layer->H, P = layer->P, direct = shape.hidden_blocks * H;
+    const int64_t H = layer->H, I = layer->I, P = layer->P;
+    uint8_t blocks[8];
+    const uint8_t *order = fastrnn_block_order(w, layer, blocks);
+    const fastrnn_source ih = source_of(w->weight_ih, I, w->ih_row, w->ih_column, H, order);
+    const fastrnn_source hh = source_of(w->weight_hh, P, w->hh_row, w->hh_column, H, order);
+    const fastrnn_source hr = source_of(w->weight_hr, H, w->hr_row, w->hr_column, 0, NULL);
     if (backward) {
-        table->pack_columns(layer->I, layer->G, w->weight_ih, to.ih);
-        table->pack_columns(P, layer->G, w->weight_hh, to.hh);
+        table->pack_columns(I, layer->G, &ih, to.ih);
+        table->pack_columns(P, layer->G, &hh, to.hh);
         if (layer->projected)
-            table->pack_columns(H, P, w->weight_hr, to.hr);
+            table->pack_columns(H, P, &hr, to.hr);
         return;
     }
-    table->pack_bias(layer, w, to.bias);
-    table->pack_rows(shape.gates, H, layer->I, w->weight_ih, to.ih);
-    table->pack_rows(shape.hidden_blocks, H, P, w->weight_hh, to.hh);
-    if (shape.has_reset)
-        table->pack_rows(1, H, H, (const char *)w->weight_hh + (size_t)(direct * H) * stack->item,
+    table->pack_bias(layer, w, order, to.bias);
+    table->pack_rows(shape.gates, H, I, &ih, to.ih);
+    table->pack_rows(shape.hidden_blocks, H, P, &hh, to.hh);
+    if (shape.has_reset) { /* the last gate has panels of its own */
+        const int64_t last = order ? order[shape.hidden_blocks] : shape.hidden_blocks;
+        fastrnn_source reset = hh;
+        reset.data = (const char *)hh.data + (size_t)(last * H * hh.row) * stack->item, reset.order = NULL;
+        table->pack_rows(1, H, H, &reset,
                          (char *)to.hh + (size_t)table->packed_size(shape.hidden_blocks, H, P) * stack->item);
+    }
     if (layer->projected)
-        table->pack_rows(1, P, H, w->weight_hr, to.hr);
+        table->pack_rows(1, P, H, &hr, to.hr);
 }
 
 fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes, void *panels)

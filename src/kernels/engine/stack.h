@@ -21,6 +21,13 @@ static inline int64_t fastrnn_output_width(const fastrnn_stack *stack)
     return stack->D * stack->layers[stack->L * stack->D - 1].P;
 }
 
+/* Whether weights are row-major, with the gates in the order of the cell. */
+int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer);
+
+/* The inverse of w->gate_order: which block of the arrays each gate of the cell has. It is written to `order`, and
+ * returned; NULL if w has no gate order. */
+const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer *layer, uint8_t order[8]);
+
 /* The panels of layers[k]. `panels` must match (fastrnn_match_panels). */
 fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int backward, int k);
 

@@ -24,8 +24,8 @@ const fastrnn_table PASTE(PASTE(PASTE(fastrnn_, FASTRNN_ISA_NAME), _), SUFFIX) =
     .sigmoid = sigmoid_all,
 #ifdef FASTRNN_FUSED
     .packed_size = packed_size,
-    .pack_rows = pack_all_rows,
-    .pack_columns = pack_all_columns,
+    .pack_rows = panels_of_rows,
+    .pack_columns = panels_of_matrix,
     .pack_bias = set_bias_row,
     .multiply = multiply_all,
     .run_forward = run_forward,

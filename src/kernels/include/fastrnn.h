@@ -21,7 +21,8 @@ extern "C" {
 #endif
 
 enum { FASTRNN_F32 = 1, FASTRNN_F64 };             /* dtypes */
-enum { FASTRNN_FORWARD = 1, FASTRNN_BACKWARD = 2 }; /* what panels are for: bits */
+/* What panels are for: bits. For sizes of workspaces also whether gradients of weights have strides or a gate order. */
+enum { FASTRNN_FORWARD = 1, FASTRNN_BACKWARD = 2, FASTRNN_STRIDED = 4 };
 enum { FASTRNN_KEEP_NOTHING, FASTRNN_KEEP_ALL };    /* what a tape holds */
 enum { FASTRNN_MOST_THREADS = 1024 };               /* of one call */
 /* Options of a spec: bits. REVERSE: from the last step to the first, as the second of two directions always runs. */
@@ -75,7 +76,11 @@ FASTRNN_API void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S);
 
 /* ---- weights --------------------------------------------------------------------------------------- */
 
-/* Of one layer and direction; row-major. Gradients have the same form. */
+/* Of one layer and direction. Gradients have the same form.
+ *
+ * Element (r, k) of weight_ih is weight_ih[r*ih_row + k*ih_column], and so on; all six strides 0: row-major. So Keras's
+ * (I, G) kernels need no transposed copy. Block k of every array is gate gate_order[k] of the cell. Weights that are not
+ * row-major in the order of the cell are read through panels only, and not by a back end. */
 typedef struct {
     size_t size;
     void *weight_ih; /* (G, I) */
@@ -83,6 +88,8 @@ typedef struct {
     void *bias_ih;   /* (G,) or NULL */
     void *bias_hh;   /* (G,) or NULL */
     void *weight_hr; /* (P, H) or NULL */
+    int64_t ih_row, ih_column, hh_row, hh_column, hr_row, hr_column;
+    const uint8_t *gate_order; /* a permutation of the cell's gates, or NULL: the same order */
 } fastrnn_weights;
 
 /* Panels are weights and biases in the layout of one instruction set. Their header names that instruction set and holds

@@ -2,6 +2,7 @@
  * fault, and all of them together half the time of a small step: so freed blocks are kept, up to a limit. */
 #define _GNU_SOURCE
 #include "memory.h"
+#include "checks.h"
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -31,6 +32,7 @@ __attribute__((constructor)) static void watch_for_fork(void)
 
 static fastrnn_block remove_spare(int which)
 {
+    FASTRNN_ASSERT(which >= 0 && which < spare.count);
     const fastrnn_block block = spare.blocks[which];
     spare.bytes -= block.size;
     spare.count--;
@@ -78,6 +80,7 @@ fastrnn_block fastrnn_take_block(size_t size)
 
 void fastrnn_give_block(fastrnn_block block)
 {
+    FASTRNN_ASSERT(block.start || !block.size);
     if (block.size < FASTRNN_LARGE_BLOCK || block.size > FASTRNN_MOST_SPARE_BYTES) {
         free(block.start);
         return;

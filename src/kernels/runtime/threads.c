@@ -3,6 +3,7 @@
  * and a call that the fork cut in two unwinds there. */
 #define _GNU_SOURCE
 #include "threads.h"
+#include "checks.h"
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -77,6 +78,7 @@ static int is_stale(const fastrnn_member *me)
 
 void fastrnn_barrier(const fastrnn_member *me)
 {
+    FASTRNN_ASSERT(me->rank >= 0 && me->rank < me->size);
     if (me->size == 1 || is_stale(me))
         return;
     fastrnn_team *team = me->team;
@@ -197,6 +199,7 @@ static int start_worker(seat_t *seat)
 static int share(int threads, fastrnn_work work, void *context, fastrnn_team *team)
 {
     const unsigned generation = atomic_load(&pool.generation);
+    FASTRNN_ASSERT(threads > 1 && threads <= FASTRNN_MOST_THREADS);
     while (pool.workers < threads - 1 && start_worker(&pool.seats[pool.workers]))
         pool.workers++;
     const int size = threads <= pool.workers ? threads : pool.workers + 1;
@@ -224,6 +227,7 @@ static int share(int threads, fastrnn_work work, void *context, fastrnn_team *te
 int fastrnn_parallel(int threads, fastrnn_work work, void *context, const fastrnn_poll *poll)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
+    FASTRNN_ASSERT(threads >= 1);
     fastrnn_team team = {.poll = poll ? *poll : (fastrnn_poll){0}};
     int size = 1;
     if (threads > 1 && pthread_mutex_trylock(&pool.in_use) == 0) {
