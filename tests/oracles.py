@@ -17,7 +17,7 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
 class Work(NamedTuple):
-    """Sizes at which 2 threads and 4 are used, by the rules at useful_threads_ in sequence.h."""
+    """Sizes at which 2 threads and 4 are used, by the rules at useful_threads in run.h."""
 
     T: int
     B: int
