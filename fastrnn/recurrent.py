@@ -1,7 +1,7 @@
 """The layers: RNN, LSTM and GRU, stacked and bidirectional, with PyTorch's parameters.
 
-A call checks its arguments, turns them to time-major, and turns the results back. Between the two the engine
-(`_kernels.Stack`) runs all layers and directions.
+A call checks its arguments, compiles lengths, mask, reset and batch_sizes into a map, and hands both to the
+stack (_kernels/stack.pyx), which runs all layers and directions.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ class Recurrent(Layer):
         an RNN (1 if bidirectional). It keeps the outputs of all layers below the top, with dropout also what
         is left of them and a byte for each number, and the top layer's where steps are not real or
         ``batch_first``. `backward` works in chunks of at most ``R = max(B, 512)`` row-steps, which take about
-        ``R * (2*A*H + P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1. Beside them it has dx between layers, and
-        in the last two cases packed copies of x, dy and dx.
+        ``R * (2*A*H + 2*P + I)`` numbers, A = 4 (LSTM, GRU), 3 or 1; in the last two cases also a chunk of x,
+        dy and dx. Beside them it has dx between layers.
         """
         plain = lengths is None and mask is None and reset is None and batch_sizes is None
         if plain and not self.batch_first and not self.dropout:

@@ -42,7 +42,7 @@ TORCH_FUNCTIONS = ("rnn", "lstm", "gru")
 
 
 class Work(NamedTuple):
-    """Sizes at which 2 threads and 4 are used, by the rules at useful_threads_ in sequence.h."""
+    """Sizes at which 2 threads and 4 are used, by the rules at useful_threads in run.h."""
 
     T: int
     B: int

@@ -1,7 +1,7 @@
-"""The portable back end: one layer in one direction, by BLAS products, step by step as in the textbook.
+"""The BLAS back end: one layer in one direction by BLAS products, step by step as in the textbook.
 
-The engine runs it on a processor for which it has no fused kernels, and with FASTRNN_ISA=blas. It is the version of the
-algorithm to read first, and an independent check of the fused one. With rows of the batch as rows of matrices:
+The engine uses it on a processor for which it has no fused kernels, and with FASTRNN_ISA=blas. Read this version of the
+algorithm first. It is also an independent check of the fused one. Rows of the batch are rows of matrices:
 
     forward     a_t = b + x_t W_ih^T + h_{t-1} W_hh^T       sums of all gates
                 h_t, c_t = cell(a_t, h_{t-1}, c_{t-1})      elementwise: src/kernels/cells/cells.h
@@ -10,15 +10,14 @@ algorithm to read first, and an independent check of the fused one. With rows of
                 dx_t = da_t W_ih
                 dW_ih = sum_t da_t^T x_t,  dW_hh = sum_t da_t^T h_{t-1},  db = sum_t (sum of the rows of da_t)
 
-Products that do not wait for the step before (with x, and gradients of weights) take a chunk of steps at once. The rows of
-a step are the first n_t of the batch, whose sequences are sorted by length. Step t has the packed rows offsets[t] to
-offsets[t+1]-1 of every array; where x, y, dy and dx lie in another order (`scattered`), a chunk of rows is gathered or
-scattered at a time.
+Products with x, and gradients of weights, do not wait for the step before: they take a chunk of steps at once. The
+batch is sorted by length, so the rows of step t are its first n_t: packed rows offsets[t] to offsets[t+1]-1 of every
+array. If x, y, dy or dx have another layout (`scattered`), their rows are gathered or scattered, a chunk at a time.
 
-Sums and gates have A accumulators a unit, (n, A*H), and weights a block of H rows for each gate. Nearly always block b feeds
-accumulator b. There are two exceptions, in which the last block stands apart: the GRU keeps W_in x away from W_hn h
-(`input_blocks` of W_ih are direct, the last goes to the last accumulator), and the GRU with the reset gate before the
-product multiplies W_hn with r h_{t-1} instead of h_{t-1} (`hidden_blocks` of W_hh are direct).
+A row of sums or gates has A blocks of H, one for each accumulator; a weight matrix has a block of H rows for each gate.
+Block b feeds accumulator b, with two exceptions for the last block. The GRU keeps W_in x apart from W_hn h: the first
+`input_blocks` of W_ih feed the accumulators of their number, and the last one feeds the last accumulator. The GRU with
+the reset before multiplies W_hn with r h_{t-1}: the first `hidden_blocks` of W_hh multiply h_{t-1}.
 """
 
 from cython cimport floating as real
@@ -35,11 +34,13 @@ from fastrnn._kernels.signals cimport ask
 
 
 # --- products, row-major ------------------------------------------------------------------------------
-# BLAS is column-major: a row-major matrix is its own transpose there, so operands swap places.
-# A few rows go to gemv one by one: gemm packs the whole weight matrix first. Measured with OpenBLAS 0.3.30,
-# N = 4H, H = 128 to 512: gemv keeps to 40 GFLOP/s; gemm has 5, 20, 34, 53, 72 at 1, 4, 8, 16, 32 rows.
-# So the bits of a product depend on how many rows it has; only that of a call as a whole is repeated.
-# A product of very many rows is done some at a time, so that Ctrl-C need not wait for all of it.
+# BLAS is column-major: it reads a row-major matrix as its transpose, so the operands swap places.
+#
+# A product of a few rows calls gemv for each row, because gemm would pack the whole weight matrix first. Measured with
+# OpenBLAS 0.3.30, N = 4H, H = 128 to 512: gemv has 40 GFLOP/s; gemm has 5, 20, 34, 53, 72 with 1, 4, 8, 16, 32 rows.
+# So the bits of a row depend on how many rows the product has.
+#
+# A product of many rows is computed in pieces, so that Ctrl-C need not wait for the whole.
 
 cdef enum:
     GEMV_ROWS = 8
@@ -134,12 +135,12 @@ cdef int product_by_blas(const Product *p, const Poll *poll) except -1 nogil:
 # --- what forward and backward share ------------------------------------------------------------------
 
 cdef inline const fastrnn_table *table_of(real *_) noexcept nogil:
-    """The kernels of the real type at hand."""
+    """The kernels of one precision."""
     return fastrnn_current_isa().table[0 if real is float else 1]
 
 
 cdef const real *rows_of_x(real *_, const Run *run, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t *ld) noexcept nogil:
-    """Packed rows of x, `ld` apart: where they lie, or gathered for the chunk at hand."""
+    """Packed rows of x with leading dimension `ld`. If x is scattered, they are gathered first."""
     ld[0] = run.layer.I if run.x.scattered else run.x.row
     if not run.x.scattered:
         return <const real *>run.x.data + first * run.x.row
@@ -228,9 +229,9 @@ cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py
 
 
 cdef int forward_run(real *tag, const ForwardRun *a) except -1 nogil:
-    """y, h_n, c_n; the history of h, and gates and the history of c where they are kept.
+    """y, h_n, c_n, and the history of h; with a tape also gates and the history of c.
 
-    Gates that are kept are sums until the cell has run, so they need no scratch.
+    With a tape, its gates hold the sums until the cell turns them into activations, so there is no scratch for sums.
     """
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
@@ -258,7 +259,7 @@ cdef int forward_run(real *tag, const ForwardRun *a) except -1 nogil:
 
 cdef void rows_before(real *out, const real *history, Py_ssize_t ld, const real *initial, Py_ssize_t width,
                       const Run *run, Py_ssize_t t) noexcept nogil:
-    """out (n, width): the state that each row of step t started from; `initial` where t is the row's first step."""
+    """out (n, width): the state of each row before step t, which is `initial` if t is the row's first step."""
     cdef Py_ssize_t n = run.offsets[t + 1] - run.offsets[t], before = t + 1 if run.layer.reverse else t - 1, m = 0, row
     if 0 <= before < run.T:
         m = min(n, run.offsets[before + 1] - run.offsets[before])
@@ -270,7 +271,7 @@ cdef void rows_before(real *out, const real *history, Py_ssize_t ld, const real 
 
 cdef int backward_step(real *tag, const BackwardRun *a, Py_ssize_t t, Py_ssize_t at, const real *dy,
                        Py_ssize_t lddy) except -1 nogil:
-    """da_t, to row `at` of the chunk's scratch; dh and dc of step t become those of the step before it."""
+    """Write da_t from row `at` of the chunk's scratch on. dh and dc of step t become those of the step before it."""
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
     cdef fastrnn_cell cell = table_of(tag).cell[layer.cell]
@@ -308,7 +309,8 @@ cdef int backward_step(real *tag, const BackwardRun *a, Py_ssize_t t, Py_ssize_t
 
 
 cdef int unproject(const BackwardRun *a, Py_ssize_t n, Py_ssize_t at, const real *dy, Py_ssize_t lddy) except -1 nogil:
-    """The gradient of o_t tanh(c_t) from that of its projection h_t, which is kept for dW_hr in row `at` of `dh_rows`."""
+    """The gradient of o_t tanh(c_t), from that of its projection h_t. The latter is copied to `dh_rows`, from row `at`
+    on, for dW_hr."""
     cdef Py_ssize_t H = a.run.layer.H, P = a.run.layer.P, row, k
     cdef const real *w_hr = <const real *>a.run.weights.weight_hr
     cdef real *dh = <real *>a.dh
@@ -325,7 +327,7 @@ cdef int unproject(const BackwardRun *a, Py_ssize_t n, Py_ssize_t at, const real
 
 cdef int weight_gradients(real *tag, const BackwardRun *a, Py_ssize_t first, Py_ssize_t rows,
                           bint first_chunk) except -1 nogil:
-    """dW and db: the sum over the rows of a chunk, added to that over the chunks before."""
+    """dW and db: add the sum over the rows of a chunk to the sum over the chunks before it."""
     cdef real before = <real>0 if first_chunk else <real>1
     cdef const Run *run = &a.run
     cdef const Poll *poll = &run.poll
@@ -358,7 +360,7 @@ cdef int weight_gradients(real *tag, const BackwardRun *a, Py_ssize_t first, Py_
 
 
 cdef int input_gradient(real *_, const BackwardRun *a, Py_ssize_t first, Py_ssize_t rows) except -1 nogil:
-    """dx of a chunk, added to what is there where the other direction has been."""
+    """dx of a chunk. The second direction adds its dx to that of the first."""
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
     cdef Py_ssize_t H = layer.H, I = layer.I, AH = layer.AH, direct = layer.shape.input_blocks * H
@@ -378,7 +380,7 @@ cdef int input_gradient(real *_, const BackwardRun *a, Py_ssize_t first, Py_ssiz
 
 
 cdef int backward_run(real *tag, const BackwardRun *a) except -1 nogil:
-    """BPTT: against the order of forward_run, chunk by chunk."""
+    """BPTT: chunks and steps in the reverse order of forward_run."""
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
     cdef Py_ssize_t done = 0, steps, step, t, at, first_step, first, rows

@@ -21,7 +21,7 @@ cnp.import_array()
 
 
 cdef int check_matrix(str name, matrix, int typenum) except -1:
-    """Whether the kernels can take `matrix` as it is: caller's arrays can change between two calls."""
+    """Raise unless the kernels can take `matrix` as it is. A caller's array may change between two calls."""
     if (not isinstance(matrix, cnp.ndarray) or cnp.PyArray_TYPE(matrix) != typenum or cnp.PyArray_NDIM(matrix) != 2
             or not cnp.PyArray_ISCARRAY_RO(matrix)):
         raise ValueError(f"product: {name} is not a contiguous matrix of the dtype of the others")
@@ -29,7 +29,7 @@ cdef int check_matrix(str name, matrix, int typenum) except -1:
 
 
 cdef Product as_product(a, b, c, bint transpose_a, bint transpose_b) except *:
-    """Checked: contiguous matrices of one dtype that fit together."""
+    """The product of contiguous matrices of one dtype that fit together; all of that is checked."""
     cdef int typenum = cnp.NPY_FLOAT32 if c.dtype == np.float32 else cnp.NPY_FLOAT64
     cdef Py_ssize_t M, N, K
     check_matrix("a", a, typenum)
@@ -52,7 +52,7 @@ cdef inline const fastrnn_table *table_for(const Product *p) noexcept nogil:
 
 
 cdef int multiply(const Product *p, const void *panels) except -1:
-    """By the engine in use, which has panels of b if it is a fused one."""
+    """c = a b by the engine in use. A fused engine needs panels of b."""
     cdef bint fused = fastrnn_is_fused()
     cdef int stopped, threads = fastrnn_get_threads()
     cdef Watch watch
@@ -92,8 +92,8 @@ cdef void pack_factor(const Product *p, void *panels) noexcept nogil:
 def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
     """c = a b, of contiguous matrices of one dtype, one of the two factors transposed or none.
 
-    For the layers around the recurrent ones. It goes to the engine in use, not to NumPy's BLAS: two libraries whose
-    threads spin on the same cores cost more than either gains.
+    For the layers around the recurrent ones. The engine in use computes it, not NumPy's BLAS: two libraries whose
+    threads spin on the same cores lose more time than either gains.
     """
     cdef Product p = as_product(a, b, c, transpose_a, transpose_b)
     cdef Memory panels = Memory()
@@ -106,7 +106,7 @@ def product(a, b, c, *, bint transpose_a=False, bint transpose_b=False):
 
 @cython.final
 cdef class Affine(Packer):
-    """The products of a dense layer with its weight W (N, K): y = x W^T and dx = dy W. W is packed when it has changed."""
+    """The products of a dense layer with its weight W (N, K), y = x W^T and dx = dy W. Its panels are never stale."""
 
     cdef object weight
     cdef readonly Weights weights

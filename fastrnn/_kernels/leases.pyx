@@ -1,7 +1,7 @@
-"""Who may write the parameters of a layer, so that panels made of them need not be doubted without a reason.
+"""Leases: who may write the parameters of a layer. While nobody may, panels are trusted without a comparison.
 
-A free-threaded Python takes the GIL back when it imports this module, which does not say that it can do without:
-counters change with the GIL held.
+Counters change with the GIL held. The module does not declare that it can do without, so a free-threaded Python enables
+the GIL when it imports it.
 """
 
 cimport cython
@@ -13,17 +13,17 @@ cdef bint checks_frozen = False
 
 
 def check_frozen(bint on):
-    """Whether layers that are frozen from now on look at each use whether their parameters have changed."""
+    """Whether each use of a layer that is frozen from now on compares its parameters with those that were frozen."""
     global checks_frozen
     checks_frozen = on
 
 
 @cython.final
 cdef class Ledger:
-    """Who may write the parameters of a layer: how many leases there are, and whether the parameters are frozen.
+    """The leases and freezes of the parameters of a layer.
 
-    Parameters change only through an array that `lend` gave or one that shows the memory of such an array, and each of
-    these keeps its lease alive. A copy of a layer has no leases, and is not frozen.
+    Parameters change only through views: an array that `lend` returned, or one that shares its memory. Every view keeps
+    its lease alive. A copy of a layer has no leases and is not frozen.
     """
 
     def __init__(self, str owner):
@@ -33,7 +33,7 @@ cdef class Ledger:
         return Ledger, (self.owner,)
 
     def lend(self, cnp.ndarray array not None):
-        """A view of a parameter, for someone who may write into it."""
+        """A view of a parameter, through which it may be written."""
         if not cnp.PyArray_ISCARRAY(array):
             raise ValueError(f"{self.owner}: a parameter is not a contiguous array")
         lease = Lease(self, array)
@@ -44,7 +44,7 @@ cdef class Ledger:
         return view
 
     def freeze(self, dict parameters):
-        """Trust that nobody writes `parameters` until as many calls of `thaw` have followed."""
+        """Promise that nobody writes `parameters` until `thaw` has been called as often as `freeze`."""
         if checks_frozen and not self.frozen:
             self.before = {name: (array, array.tobytes()) for name, array in parameters.items()}
         self.frozen += 1
@@ -60,7 +60,7 @@ cdef class Ledger:
                 self.before = None
 
     cpdef int check(self) except -1:
-        """RuntimeError if parameters are frozen, and compared, and have changed."""
+        """Raise RuntimeError if parameters have changed that were frozen under `check_frozen`."""
         if self.before is not None:
             for name, (array, before) in self.before.items():
                 if array.tobytes() != before:
@@ -71,9 +71,9 @@ cdef class Ledger:
 @cython.final
 @cython.no_gc
 cdef class Lease:
-    """The base of a view of a parameter, and by way of that view the base of all views of it.
+    """The base of a view of a parameter, and of all views of that view.
 
-    It is not an array, so NumPy does not look through it for the array whose memory it is.
+    NumPy shortens a chain of bases that are arrays. A lease is not an array, so it stays the base.
     """
 
     def __cinit__(self, Ledger ledger not None, cnp.ndarray array not None):

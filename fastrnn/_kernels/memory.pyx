@@ -1,4 +1,4 @@
-"""Memory that large arrays, tapes, panels and workspaces come from."""
+"""Memory for large arrays, tapes, panels and workspaces: recycled blocks (src/kernels/runtime/memory.h)."""
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -24,7 +24,7 @@ cdef enum:
 
 
 cdef class Memory:
-    """Uninitialised memory that begins at a cache line; grows when more is wanted, never shrinks."""
+    """An uninitialised block that begins at a cache line. It grows on demand, losing its content, and never shrinks."""
 
     def __dealloc__(self):
         self.release()
@@ -53,7 +53,7 @@ cdef class Memory:
 
 
 cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
-    """As numpy.empty, from the cache of freed blocks where the array is large."""
+    """As numpy.empty; a large array is a recycled block."""
     cdef size_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
     cdef Memory memory
     cdef int k, j
@@ -74,17 +74,17 @@ cdef object new_like(array):
 
 
 def spare_memory():
-    """Bytes of freed arrays that are kept for later ones, 64 MiB at most."""
+    """Bytes of freed blocks that are kept to be recycled, 64 MiB at most."""
     return fastrnn_spare_bytes()
 
 
 def release_memory():
-    """Give the memory of freed arrays back to the system; how many bytes that were."""
+    """Give freed blocks back to the system. Returns how many bytes they had."""
     return fastrnn_release_memory()
 
 
 def empty(tuple shape, dtype):
-    """As numpy.empty of float32 or float64, from the cache of freed blocks where the array is large."""
+    """As numpy.empty of float32 or float64; a large array is a recycled block."""
     cdef cnp.npy_intp sizes[3]
     cdef int k
     if len(shape) > 3:

@@ -1,4 +1,4 @@
-"""What the process has set: the engine in use, its threads. And what the engine knows of its cells."""
+"""The settings of the process, which are the engine in use and the most threads of a call; and the cell table."""
 
 from fastrnn._kernels._engine cimport (
     FASTRNN_CELLS, FASTRNN_MOST_THREADS, FASTRNN_OK, MOST_ENGINES, fastrnn_cell_shapes, fastrnn_check_settings,
@@ -9,7 +9,7 @@ MOST_THREADS = FASTRNN_MOST_THREADS  # of one call
 
 
 def check_settings():
-    """Raise ValueError if the environment asks for what cannot be."""
+    """Raise ValueError if FASTRNN_ISA or FASTRNN_NUM_THREADS is wrong."""
     cdef char error[256]
     if fastrnn_check_settings(error) != FASTRNN_OK:
         raise ValueError((<bytes>error).decode(errors="backslashreplace"))
@@ -18,8 +18,9 @@ def check_settings():
 def engines():
     """Names of the engines that this machine has, the default last.
 
-    Each instruction set is one; `blas` is SciPy's products with the elementwise kernels of the widest.
-    `baseline`, which every processor has, has no fused kernels, so its products are SciPy's as well.
+    Each instruction set with fused kernels is an engine. `blas` has SciPy's products, and the elementwise kernels of
+    the widest instruction set. `baseline`, which every processor has, has SciPy's products and portable elementwise
+    kernels.
     """
     cdef const char *names[MOST_ENGINES]
     cdef int count = fastrnn_engines(names, MOST_ENGINES)
@@ -27,7 +28,7 @@ def engines():
 
 
 def use_engine(str name):
-    """Run everything from now on by the engine `name`, one of engines(). Returns the one used before."""
+    """Use the engine `name`, one of engines(), from now on. Returns the name of the one before."""
     before = engine()
     if fastrnn_use_engine(name.encode()) != FASTRNN_OK:
         raise ValueError(f"no engine is called {name!r}; this machine has {', '.join(engines())}")

@@ -1,4 +1,4 @@
-# Ctrl-C in the middle of a call, and why else a call can end early.
+# Calls that end early: because of Ctrl-C, or of a fork in the middle.
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 from libc.stdint cimport uint64_t
@@ -7,12 +7,12 @@ from fastrnn._kernels._engine cimport Poll, fastrnn_flush_denormals, fastrnn_res
 
 
 cdef struct Watch:
-    double last      # when signals were looked for; 0 before the first look at the clock
+    double last      # the time of the last look for signals; 0 before the first poll
     uint64_t mode    # the caller's floating-point mode
 
 
 cdef inline int look_for_signals(Watch *watch) except -1 nogil:
-    """Ten times a second a long call takes the GIL to see whether Ctrl-C waits; it raises then."""
+    """Take the GIL, at most ten times a second, to look for Ctrl-C. Raises KeyboardInterrupt then."""
     cdef double now = fastrnn_seconds()
     if watch.last == 0:
         watch.last = now
@@ -27,7 +27,7 @@ cdef inline int look_for_signals(Watch *watch) except -1 nogil:
 
 
 cdef inline int ask_for_signals(void *watch) except -1 nogil:
-    """The engine's poll: -1, with the exception set, once Ctrl-C waits."""
+    """The engine's poll: -1, with the exception set, after Ctrl-C."""
     return look_for_signals(<Watch *>watch)
 
 

@@ -1,10 +1,10 @@
-"""A call of the engine: a stack of layers on a batch, forward and back.
+"""A call of the engine: a stack of layers on a batch, forward and backward.
 
-    Map     which steps of the batch are real, compiled
+    Map     the batch: which steps are real, and where episodes begin
     Stack   the layers
     Tape    what backward needs of forward
 
-Arguments have been checked (fastrnn/arguments.py); what is checked again is what decides whether memory is safe.
+Callers have checked the arguments (fastrnn/arguments.py). Only what memory safety depends on is checked again.
 """
 
 cimport numpy as cnp
@@ -33,10 +33,10 @@ cnp.import_array()
 
 
 cdef class Map:
-    """Which steps of a batch (T, B) are real, and where episodes begin, compiled for the engine.
+    """A compiled batch: which steps of (T, B) are real, and where episodes begin.
 
-    lengths (B,) of integers, mask and reset (T, B) of bool, or None. Or batch_sizes (T,) of integers, for packed rows.
-    N steps are real, in S segments.
+    lengths (B,) of integers, mask and reset (T, B) of bool, or None; or batch_sizes (T,) of integers, for packed rows.
+    N steps are real; they form S segments.
     """
 
     def __init__(self, Py_ssize_t T, Py_ssize_t B, lengths=None, mask=None, reset=None, batch_sizes=None, *,
@@ -88,13 +88,12 @@ cdef object owner_of(array):
 cdef class Tape:
     """What backward needs of a call of forward.
 
-    x and y are views of the memory that forward got and returned, of which nobody else holds the array object: what the
-    caller does to the shape or dtype of an array does not reach them.
+    x and y are views of the caller's arrays that nobody else has, so the caller cannot change their shape or dtype.
     """
 
     cdef int hold(self) except -1:
-        """Keep the memory of the caller's arrays where it is: NumPy resizes no array that has a weak reference,
-        refcheck=False or not."""
+        """Keep the caller from moving the memory: NumPy resizes no array that has a weak reference, not even with
+        refcheck=False."""
         self.held = [weakref.ref(owner_of(self.x)), weakref.ref(owner_of(self.y))]
         if self.stack.weights.of_one_call:
             for part in self.stack.arrays:
@@ -108,7 +107,7 @@ cdef class Tape:
 
     @property
     def nbytes(self):
-        """What the tape holds beside x and y."""
+        """Bytes that the tape holds beside x and y."""
         return self.size
 
     def __reduce__(self):
@@ -170,8 +169,8 @@ cdef fastrnn_spec spec_of(int cell, tuple arrays, bint reverse) except *:
 cdef class Stack(Packer):
     """A stack of layers, with `directions` (1 or 2) in each; or one layer, in reverse.
 
-    `arrays` has a tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) for each layer and direction, layer by layer;
-    the last three may be None. They are those of one call if there is no ledger.
+    `arrays` has a tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) for each layer and direction, layer by
+    layer; the last three may be None. Without a ledger, they are the weights of one call.
     """
 
     def __cinit__(self, int cell, list arrays, int directions, bint reverse=False, Ledger ledger=None):
@@ -188,7 +187,7 @@ cdef class Stack(Packer):
                 raise ValueError(error.decode())
         finally:
             PyMem_Free(specs)
-        if ledger is None:  # what the caller does to the shape or dtype of an array shall not reach this object
+        if ledger is None:  # the caller may change the shape or dtype of its arrays
             arrays = [tuple([None if array is None else array.view() for array in part]) for part in arrays]
         packed = [array for part in arrays for array in part if array is not None]
         self.arrays, self.pointers, self.weights = arrays, pointers_to(arrays), Weights(tuple(packed), ledger)
@@ -221,7 +220,7 @@ cdef class Stack(Packer):
         self.weights.prepare(self)
 
     cdef Packed attach(self, fastrnn_call *call, bint backward):
-        """Point `call` to the weights, and to fresh panels where it wants panels: see `Weights.hold`."""
+        """Point `call` to the weights and, if it reads panels, to fresh ones, which it then uses (`Weights.hold`)."""
         cdef Packed packed
         call.weights = <fastrnn_weights *>self.pointers.block.start
         self.weights.ledger.check()
@@ -237,22 +236,22 @@ cdef class Stack(Packer):
             call.panels = packed.panels(False)
         return packed
 
-    # -- the general form: arrays are what the engine takes
+    # -- the general form: arrays of the right dtype and shape
 
     def infer(self, x, h, c, y, Map map=None):
-        """y of x, (T, B, D*P) of (T, B, I), any strides but the last; h and c, or None, go from initial to final.
-
-        With the map of batch_sizes all sequences are packed rows, (N, width)."""
+        """Write y (T, B, D*P) for x (T, B, I); both may have any strides but for the last axis. h and c, or None,
+        hold the initial states and are overwritten with the final ones. With a map of batch_sizes all sequences are
+        packed rows, (N, width)."""
         self.forward(x, h, c, y, map, None, 0, False)
 
     def keep(self, x, h, c, y, Map map=None, masks=None, double scale=0):
-        """As `infer`, and the `Tape`. masks (L-1, N, D*P): what dropout keeps of the inputs of the layers above the
-        first, which are multiplied with `scale`."""
+        """As `infer`; returns the `Tape`. masks (L-1, N, D*P) is dropout on the inputs of the layers above the first:
+        what it keeps is multiplied with `scale`."""
         return self.forward(x, h, c, y, map, masks, scale, True)
 
     def back(self, Tape tape, dy, dh, dc, dx):
-        """BPTT. dy (T, B, D*P) may be None; dh and dc go from the gradients of the final to those of the initial states;
-        dx (T, B, I) is written. Returns a list like `arrays` with the gradients."""
+        """BPTT. Writes dx (T, B, I) and returns a list like `arrays` with the gradients. dy (T, B, D*P) may be None.
+        dh and dc hold the gradients of the final states and are overwritten with those of the initial ones."""
         cdef fastrnn_call call
         cdef Memory pointers
         gradients = [tuple([None if array is None else new_like(array) for array in part])
@@ -314,7 +313,7 @@ cdef class Stack(Packer):
                 packed.users -= 1
         return raise_stopped() if status == FASTRNN_STOPPED else 0
 
-    # -- the short way: arguments that are exactly right need no other check; None for all others
+    # -- the fast exit: arguments that are exactly right need no other check; for all others, None is returned
 
     def call_exact(self, x, state):
         """(y, state) of x (T, B, I) at inference."""
@@ -353,7 +352,7 @@ cdef class Stack(Packer):
         return dx, (dh if dc is None else states), self.back(tape, dy, dh, dc, dx)
 
     cdef tuple begin(self, x, state):
-        """Copies of the states, (h, c or None), or None if x or state is not exactly what the engine takes."""
+        """Copies of the states, (h, c or None); None if x or state is not exactly right."""
         cdef Py_ssize_t T, B
         if (type(x) is not cnp.ndarray or cnp.PyArray_TYPE(x) != self.typenum or cnp.PyArray_NDIM(x) != 3
                 or cnp.PyArray_DIM(x, 2) != self.I or not cnp.PyArray_ISCARRAY_RO(x)):

@@ -18,11 +18,11 @@ cnp.import_array()
 
 
 cdef class Turn:
-    """Held by the one thread that may change an object at a time; a second one gets a RuntimeError and does not wait.
+    """A lock that does not wait: while one caller holds it, another gets a RuntimeError.
 
-    Waiting would not help: an object such as a stream has one sequence of calls, and means nothing to two threads that
-    take turns. A signal handler that comes back to the object is a second one, too. The class is compiled so that no
-    signal handler can run between taking the turn and the body of the `with` statement.
+    Waiting would not help, because a stream has one sequence of calls, which two threads cannot share. A signal handler
+    that calls the object is another caller, too. The class is compiled, so that no signal handler can run between
+    `__enter__` and the body of the `with` statement.
     """
 
     cdef str what
@@ -45,9 +45,9 @@ cdef class Turn:
 
 
 cdef class Stepper:
-    """A stack, one step at a time, bound once to its arrays: a step allocates nothing.
+    """A stack, one step at a time. The call is bound to its arrays once, so a step allocates nothing.
 
-    `turn` is held by the thread that steps, or reads or writes the state.
+    Whoever steps, or reads or writes the state, holds `turn`.
     """
 
     cdef Stack stack
@@ -56,8 +56,8 @@ cdef class Stepper:
     cdef Py_ssize_t rows, I
     cdef readonly Turn turn
     cdef readonly Py_ssize_t steps  # that have been taken
-    cdef readonly object h, c       # the state, and copies from before the last step
-    cdef object h_before, c_before
+    cdef readonly object h, c       # the state
+    cdef object h_before, c_before  # the state before the last step
     cdef size_t h_bytes, c_bytes
     cdef readonly object x
     cdef object y, lent, lent_row  # y is never given away, only views of it
@@ -81,9 +81,9 @@ cdef class Stepper:
         self.call.workspace = self.workspace.reserve(self.call.workspace_size)
 
     def step(self, x_t):
-        """One step of x_t (B, I), or (I,) where B is 1; the stream's own y of the same form.
+        """One step of x_t (B, I), or (I,) where B is 1. Returns a view of the stream's own y, of the same form.
 
-        None, and nothing done, if x_t is not exactly what the engine takes.
+        If x_t is not exactly right, it returns None and does nothing.
         """
         cdef bint row = self.rows == 1 and cnp.PyArray_NDIM(x_t) == 1
         if (cnp.PyArray_TYPE(x_t) != self.typenum or not cnp.PyArray_ISCARRAY_RO(x_t)
@@ -103,7 +103,7 @@ cdef class Stepper:
         return self.lent
 
     cdef int run(self) except -1:
-        """One step of what `x` holds; the state is as before if it is interrupted."""
+        """One step of `x`. If it is interrupted, the state stays as it was."""
         cdef Watch watch
         cdef fastrnn_status status
         cdef Packed packed = self.stack.attach(&self.call, False)
@@ -123,7 +123,7 @@ cdef class Stepper:
         return 0
 
     def undo(self):
-        """Put the state back that was there before the last step. Only one step can be undone."""
+        """Go back to the state before the last step. Only one step can be undone."""
         self.put_back()
         self.steps -= 1
 
@@ -133,7 +133,8 @@ cdef class Stepper:
             memcpy(self.call.c_n, data(self.c_before), self.c_bytes)
 
     cdef object as_made(self, view, bint row):
-        """`view` of y, or of its only row, unless the caller, who may have it, has given it another form."""
+        """`view`, which shows y or its only row, as it was made. The caller had it, and may have changed its shape or
+        dtype; then this is a new view."""
         cdef int ndim = 1 if row else 2
         if (view is not None and cnp.PyArray_NDIM(view) == ndim and cnp.PyArray_TYPE(view) == self.typenum
                 and data(view) == data(self.y) and cnp.PyArray_ISCARRAY(view)

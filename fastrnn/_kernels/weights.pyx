@@ -1,4 +1,4 @@
-"""Weights, and panels of them that are never stale."""
+"""Weights and their panels, which are never stale."""
 
 cimport cython
 cimport numpy as cnp
@@ -13,7 +13,7 @@ cnp.import_array()
 
 
 cdef class Packer:
-    """What makes panels of weights."""
+    """The owner of weights, who packs them."""
 
     cdef size_t panels_size(self, bint backward) noexcept:
         return 0
@@ -25,9 +25,9 @@ cdef class Packer:
 @cython.final
 @cython.no_gc
 cdef class Packed:
-    """Panels of weights, and a copy of these weights if somebody could write them when they were packed.
+    """Panels of weights, and a copy of these weights if a lease lived when they were packed.
 
-    Its memory is used again for other weights only when `users`, the calls that read it, is zero.
+    `users` counts the calls that read it. Its memory is recycled for other panels only while there are none.
     """
 
     def __cinit__(self):
@@ -46,8 +46,8 @@ cdef bint differ(const Span *spans, Py_ssize_t count, const char *copy) noexcept
     return False
 
 
-# Steps of at most UNPACKED_ROWS rows that the weights are multiplied for as they are: fewer than comparing them with
-# a copy, or packing them, would cost.
+# A call of so few steps reads the weights themselves. That takes less time than to compare the weights with the copy
+# (UNPACKED_STEPS) or to pack them (PACKING_STEPS). Every UNPACKED_ROWS rows count as a step.
 cdef enum:
     UNPACKED_ROWS = 4
     UNPACKED_STEPS = 2
@@ -58,14 +58,15 @@ cdef enum:
 cdef class Weights:
     """Weights and biases, and panels of them that are never stale.
 
-    Without a ledger they are those of one call, which nobody may write until that call has its gradients. With
-    one they live on, and panels are trusted if the weights are frozen, or if no lease has lived since the panels were
-    last known to be fresh. Otherwise the weights are compared with the copy that was packed, if there is one, and
-    packed again if there is none or it differs. A lease that ends in the middle of a comparison is one that has lived
-    since: `ended` is read before.
+    Without a ledger, the weights are those of one call, and nobody may write them until that call has its gradients.
 
-    Threads: packing keeps the GIL and comparing does not. So a call holds the `Packed` that it compares or reads
-    (`users`), and whoever packs meanwhile makes another.
+    With a ledger, the weights live on. Panels are trusted if the weights are frozen, or if no lease has lived since
+    the panels were last known to be fresh. Otherwise the weights are compared with the copy that was packed. They are
+    packed again if they differ, or if there is no copy. `ended` is read before the comparison, so a lease that ends
+    during the comparison counts as one that has lived since.
+
+    Threads: packing holds the GIL, a comparison does not. So a call is a user of the `Packed` that it compares or
+    reads, and another call that packs meanwhile makes a new one.
     """
 
     def __cinit__(self, tuple arrays, Ledger ledger=None):
@@ -82,7 +83,7 @@ cdef class Weights:
         PyMem_Free(self.spans)
 
     cdef bint go_unpacked(self, Py_ssize_t T, Py_ssize_t B) noexcept:
-        """Whether to multiply the weights as they are: so few steps take less time than making sure of panels."""
+        """Whether the call has so few steps that it reads the weights themselves."""
         cdef Py_ssize_t steps = T * ((B + UNPACKED_ROWS - 1) // UNPACKED_ROWS)
         if self.of_one_call:
             return steps <= PACKING_STEPS
@@ -94,17 +95,17 @@ cdef class Weights:
         return packed is None or packed.isa != fastrnn_current_isa()
 
     cdef int prepare(self, Packer packer) except -1:
-        """Have fresh panels for forward now, for weights that are about to be frozen."""
+        """Pack the weights for forward, since they are about to be frozen."""
         cdef Packed packed
         if fastrnn_is_fused():
             packed = self.hold(packer, False)
             packed.users -= 1
         else:
-            self.packed = None  # or they would be trusted when the engine changes
+            self.packed = None  # frozen weights would trust them once the engine is fused again
         return 0
 
     cdef Packed hold(self, Packer packer, bint backward):
-        """Fresh panels. The caller takes one from `users` when it has read them."""
+        """Fresh panels for one pass. The caller is one of the `users` until it has read them."""
         cdef Packed packed = self.fresh()
         if not (packed.has_backward if backward else packed.has_forward):
             panels = (packed.backward if backward else packed.forward).reserve(packer.panels_size(backward))
@@ -118,7 +119,7 @@ cdef class Weights:
         return packed
 
     cdef Packed fresh(self):
-        """What has been packed of the weights as they are; nothing yet if they have changed."""
+        """The `Packed` of the weights as they are; without panels yet, if the weights have changed."""
         cdef Packed packed
         cdef Py_ssize_t ended
         while True:
@@ -144,7 +145,8 @@ cdef class Weights:
         return result
 
     cdef Packed renew(self):
-        """Forget the panels; copy the weights first if somebody may write them while they are packed again."""
+        """A `Packed` without panels. While a lease lives, it has a copy of the weights, made before they are packed:
+        then a write during packing makes the weights differ from the copy."""
         cdef Packed packed = self.packed
         cdef size_t size = 0
         cdef Py_ssize_t k

@@ -1,8 +1,8 @@
 /* tanh and sigmoid, branch-free, within 2 ULP in both precisions (measured: tests/test_activations.py).
  *
- * Both stand on exp(t) = 2^n (1 + y) with y = expm1(r), r = t - n ln 2, |r| <= ln(2)/2. Keeping y apart
- * from the 1 is what saves the accuracy: 1 + exp(t) = (1 + 2^n) + 2^n y is then rounded once, and tanh
- * of a small argument is y itself, without cancellation.
+ * Both are built on exp(t) = 2^n (1 + y), with y = expm1(r), r = t - n ln 2, |r| <= ln(2)/2. The 1 and y stay apart for
+ * accuracy: 1 + exp(t) = (1 + 2^n) + 2^n y is rounded once, and tanh of a small argument comes from y without
+ * cancellation.
  */
 #include "coefficients.h"
 
@@ -11,10 +11,11 @@
 #define LN2_HIGH 0x1.63p-1f
 #define LN2_LOW -0x1.bd0106p-13f
 #define INV_LN2 0x1.715476p+0f
-/* Adding this leaves round(x) plus the exponent's bias in the low bits. */
+/* x + ROUND_MAGIC has round(x), plus the bias of the exponent, in its low bits. */
 #define ROUND_MAGIC (0x1.8p+23f + 127.0f)
 #define MANTISSA_BITS 23
-/* Beyond these the results do not change: sigmoid(-limit) is below the smallest normal number, thus flushed. */
+/* Results do not change beyond these arguments: tanh is 1, and sigmoid(-limit) is below the smallest normal number,
+ * which is flushed to zero. */
 #define TANH_LIMIT 20.0f
 #define SIGMOID_LIMIT 88.0f
 #else
@@ -27,16 +28,14 @@
 #define SIGMOID_LIMIT 708.5
 #endif
 
-
-/* exp(unit x) = scale (1 + y), |unit x| <= SIGMOID_LIMIT, unit a power of two; sum = 1 + scale, and what the
- * rounding of y took from it.
+/* exp(unit x) = scale (1 + y). Returns y; sum = 1 + scale; y_lost is the rounding error of y.
+ * |unit x| <= SIGMOID_LIMIT, and unit is a power of two, of either sign.
  *
- * The terms of the polynomial are summed in pairs, which halves the chain of operations that a step of a
- * small layer waits for. Powers of `unit` go into its coefficients, exactly.
+ * The polynomial is evaluated in pairs of terms (Horner's rule in r^2), which halves the chain of dependent operations:
+ * a step of a small layer waits for that chain. Powers of `unit` go into the coefficients, which is exact.
  *
- * `large`: scale may be so large that 1 + scale is inexact; what that lost goes to y, which has room. Where
- * it is not, n is small wherever exp(unit x) still matters, and one product with ln 2 does in single
- * precision. */
+ * `large`: scale may be so large that 1 + scale is rounded; y then includes the rounding error. Without `large`, n is
+ * small wherever exp(unit x) still matters, so in single precision one product with ln 2 is accurate enough. */
 INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y_lost)
 {
     static const real p[] = PASTE(EXPM1_P_, SUFFIX);
@@ -67,8 +66,10 @@ INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y
 }
 
 /* tanh(x) = sign(x) (1 - e) / (1 + e),  e = exp(-2|x|)
- * Double precision needs what rounding took from dividend and divisor (scale*y is exact, so all of it is
- * known), to first order; for that 1/below, 1 <= below <= 2, need only be right to a few percent. */
+ *
+ * Double precision adds a first-order correction for the rounding errors of dividend and divisor. An FMA computes these
+ * errors exactly, because it does not round scale*y. The correction needs 1/below (1 <= below <= 2) to a few percent
+ * only: a line serves. */
 INLINE V v_tanh(V x)
 {
     const V sign = v_set((real)-0.0);
@@ -84,8 +85,11 @@ INLINE V v_tanh(V x)
     return v_real(v_bits(quotient) | (v_bits(x) & v_bits(sign)));
 }
 
-/* sigmoid(x) = 1 / (1 + exp(-x)), zero where that is below the smallest normal number: kernels run with denormals
- * flushed, and a quotient of 1 is never so close to that number that two processors could disagree. */
+/* sigmoid(x) = 1 / (1 + exp(-x))
+ *
+ * Results below the smallest normal number are zero, because kernels run with denormals flushed. Processors differ
+ * in whether they round before they flush, but no quotient here is so close to the smallest normal number that it
+ * shows. */
 INLINE V v_sigmoid(V x)
 {
     V bounded = v_max(v_set(-SIGMOID_LIMIT), v_min(v_set(SIGMOID_LIMIT), x)), scale, sum, unused;
@@ -93,6 +97,6 @@ INLINE V v_sigmoid(V x)
     return 1 / v_fma(scale, y, sum);
 }
 
-/* Derivatives by the output. 1 - y^2 as a product keeps its accuracy where y is near one. */
+/* Derivatives as functions of the output. (1 - y)(1 + y) is accurate near y = 1, where 1 - y^2 cancels. */
 INLINE V d_tanh(V y) { return (1 - y) * (1 + y); }
 INLINE V d_sigmoid(V y) { return y * (1 - y); }

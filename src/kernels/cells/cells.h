@@ -1,16 +1,20 @@
-/* The cells: every equation of the library that is not in fastrnn/reference.py stands here.
+/* The cells: the equations. Their only other copy is fastrnn/reference.py.
  *
- * A cell reads and writes one vector of hidden units of one row. `a` holds its accumulators, which come
- * in as pre-activations (bias, input and recurrent products already summed) and leave as the activations
- * that backward wants saved; `da` are the gradients of the pre-activations, in the same order. Names are
- * those of docs/math.md; derivatives take the output of the function they belong to.
+ * A cell computes one vector of units of one row, in registers; loops.h loads and stores. Names are those of
+ * docs/math.md. Derivatives are functions of the output.
  *
- * Forward has up to two stages: GATES, the activations that wait for nothing (c: in the old, out the new one),
- * and OUTPUT, those that wait for the first (h: in the old, out the new one). Between the two, a step of all
- * rows is in flight, not of one: the processor has more to do while a chain of operations waits.
+ *   a    the accumulators. In: pre-activations, with bias and all products. Out: activations, as the tape keeps them.
+ *   da   gradients of the pre-activations, in the same order
+ *   h    forward, in: h_prev; out: h. Backward, out: o tanh(c), for dW_hr.
+ *   c    in: c_prev; out: c. Backward reads c and c_prev.
+ *   dh   in: gradient of h; out: the part of the gradient of h_prev that no product carries
+ *   dc   in: gradient of c; out: gradient of c_prev
  *
- * A cell never looks at H, at memory or at its neighbours: loops.h does. What it has no use for it
- * leaves alone (c of the cells that have none; h where no projection wants it again).
+ * Forward has one or two stages. GATES has the activations that wait for nothing, and c. OUTPUT has those that wait for
+ * GATES, and h; a cell with one stage has OUTPUT alone. Each stage is a loop of its own over all rows of a group of
+ * units, so that the processor overlaps many independent chains.
+ *
+ * A cell leaves arguments alone that it has no use for.
  */
 #define UNUSED __attribute__((unused))
 #define GATES(CELL) INLINE void CELL##_gates(V a[], UNUSED V *c)
@@ -19,7 +23,8 @@
     INLINE void CELL##_backward(const V a[], UNUSED V h_prev, UNUSED V c, UNUSED V c_prev, V *dh,     \
                                        UNUSED V *dc, UNUSED V *h, V da[])
 
-/* Elman's cell: h = f(a), a = W_ih x + b_ih + W_hh h_prev + b_hh  (Elman, 1990) */
+/* Elman's cell (Elman, 1990)
+ *   h = f(a),  a = W_ih x + b_ih + W_hh h_prev + b_hh,  f = tanh or relu */
 
 OUTPUT(rnn_tanh)
 {
@@ -65,7 +70,7 @@ OUTPUT(lstm)
 BACKWARD(lstm)
 {
     V i = a[0], f = a[1], g = a[2], o = a[3];
-    V tanh_c = v_tanh(c); /* recomputed: cheaper than a fifth array in memory */
+    V tanh_c = v_tanh(c); /* cheaper to compute again than to keep in the tape */
     *h = o * tanh_c;
     V d_c = v_fma(*dh * o, d_tanh(tanh_c), *dc);
     da[0] = d_c * g * d_sigmoid(i);
@@ -76,10 +81,10 @@ BACKWARD(lstm)
     *dh = v_set(0);
 }
 
-/* GRU with the reset gate after the product, as cuDNN and PyTorch have it
+/* GRU with the reset gate after the product, as in cuDNN and PyTorch
  *   r, z = sigmoid(a_r, a_z)    n = tanh(a_x + r a_h),  a_x = W_in x + b_in,  a_h = W_hn h_prev + b_hn
  *   h = (1 - z) n + z h_prev
- * accumulators r, z, a_h, a_x; saved r, z, a_h, n */
+ * a comes in as a_r, a_z, a_h, a_x and goes out as r, z, a_h, n. */
 
 GATES(gru)
 {
@@ -108,7 +113,7 @@ BACKWARD(gru)
 /* GRU with the reset gate before the product (Cho et al., 2014)
  *   r, z = sigmoid(a_r, a_z)    n = tanh(W_in x + b_in + W_hn (r h_prev) + b_hn)
  *   h = (1 - z) n + z h_prev
- * The reset stage runs first, on r, z and h_prev; its product completes a_n. */
+ * The reset stage runs first: it makes r, z and r h_prev, whose product with W_hn completes a_n. */
 
 INLINE void reset_stage_forward(V a[], V h_prev, V *rh)
 {
@@ -127,7 +132,7 @@ OUTPUT(gru_reset_before)
 BACKWARD(gru_reset_before)
 {
     V z = a[1], n = a[2];
-    da[0] = v_set(0); /* the reset stage fills it in, from the gradient of r*h_prev */
+    da[0] = v_set(0); /* the reset stage writes it, once it has the gradient of r h_prev */
     da[1] = *dh * (h_prev - n) * d_sigmoid(z);
     da[2] = *dh * (1 - z) * d_tanh(n);
     *dh = *dh * z;

@@ -1,4 +1,4 @@
-/* The batch of a call: which rows are real, where they lie, and the states of segments and rows. */
+/* The batch of a call: where its packed rows lie, and how the states of segments follow from those of rows. */
 #include "call.h"
 
 #include <string.h>
@@ -35,7 +35,7 @@ fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width
     /* BLAS takes no rows that overlap, repeat or go backwards, and 32 bits of distance. */
     if (even && (ld == width || (!exact && ld > width && ld <= INT32_MAX)))
         return (fastrnn_rows){s.data, ld, 0, 0};
-    return (fastrnn_rows){s.data, s.row, packed ? s.row : s.step, 1}; /* packed rows count as steps of one row */
+    return (fastrnn_rows){s.data, s.row, packed ? s.row : s.step, 1}; /* packed rows are then the steps of one row */
 }
 
 void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width)
@@ -43,19 +43,22 @@ void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width)
     if (b->map->packed)
         return;
     const size_t bytes = (size_t)width * b->item;
-    for (int64_t t = 0, cell = 0; t < b->call->T; t++)
-        for (int64_t row = 0; row < b->call->B; row++, cell++)
-            if (b->at.place[cell] < 0)
+    for (int64_t t = 0, slot = 0; t < b->call->T; t++)
+        for (int64_t row = 0; row < b->call->B; row++, slot++)
+            if (b->at.place[slot] < 0)
                 memset((char *)s.data + (size_t)(t * s.step + row * s.row) * b->item, 0, bytes);
 }
 
-/* The states (S, width) that segments of layer k begin with, from the given ones (L*D, B, width). */
+/* States, and gradients of states, come in two forms: of the caller's rows (L*D, B, width), and of the segments of
+ * layer k (S, width), which runs use. Without a map, segments are rows, and the final states are in place already. */
+
+/* Initial states: of rows `given`, to segments `to`. */
 void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t width, char *to)
 {
     const size_t bytes = (size_t)width * b->item;
     const char *from = given ? (const char *)given + (size_t)(k * b->call->B) * bytes : NULL;
     if (!b->map && from) {
-        if (to != from) /* the final state may lie where the initial one does */
+        if (to != from) /* the caller may alias initial and final state */
             memmove(to, from, (size_t)b->S * bytes);
         return;
     }
@@ -67,7 +70,8 @@ void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t wi
             memset(to + (size_t)s * bytes, 0, bytes);
 }
 
-/* The final states (L*D, B, width) of rows, from those of the segments. */
+/* Final states: of segments `from`, to rows `final`. A row that has none passes its initial state `given` on, or
+ * zero. */
 void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *given, int64_t width, void *final)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
@@ -85,7 +89,7 @@ void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *g
     }
 }
 
-/* Gradients of the states of segments (S, width) after their last step, from those of the rows. */
+/* Gradients of final states: of rows `given`, to segments `to`. */
 void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t width, char *to)
 {
     const size_t bytes = (size_t)width * b->item;
@@ -104,7 +108,8 @@ void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t w
             memcpy(to + (size_t)end[row] * bytes, from + (size_t)row * bytes, bytes);
 }
 
-/* Gradients of the given states (L*D, B, width), from those of the segments; that of a row whose state passes through. */
+/* Gradients of initial states: of segments `from`, to rows `out`. Where a row's state passed through, so does the
+ * gradient of its final state, `dfinal`. */
 void fastrnn_begin_gradients(const batch_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;

@@ -1,11 +1,11 @@
-/* How much memory a call wants, and whether it can be made. */
+/* The sizes of tape and workspace, and the checks of a call. */
 #include "call.h"
 
 #include <stdio.h>
 
 /* ---- sizes ------------------------------------------------------------------------------------------- */
 
-/* Bytes of the largest scratch that any run wants, its states included. */
+/* Bytes of scratch, states included, of the run that needs most: runs follow each other and share the memory. */
 static size_t scratch_size(const batch_t *b, int pass, int strided)
 {
     const fastrnn_stack *stack = b->stack;
@@ -38,7 +38,7 @@ static size_t scratch_size(const batch_t *b, int pass, int strided)
     return most;
 }
 
-/* Sizes of a call with N real steps in S segments. */
+/* Sizes of a call with N packed rows in S segments. */
 static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_t N, int64_t S, int pass, int strided,
                     size_t *tape, size_t *workspace)
 {
@@ -61,7 +61,8 @@ void fastrnn_call_sizes(const fastrnn_stack *stack, const fastrnn_call *call, in
     measure(stack, call, b.N, b.S, pass, 0, tape, workspace);
 }
 
-/* A call that wants the most memory: with dropout, and with a map, so that all rows are scattered, or without. */
+/* The call that needs most memory: with dropout, and, if `scattered`, with a map. Only the header of that map is
+ * read. */
 static fastrnn_call largest_call(const fastrnn_stack *stack, int64_t T, int64_t B, int scattered)
 {
     static const uint8_t masks = 0;
@@ -100,7 +101,7 @@ size_t fastrnn_workspace_size(const fastrnn_stack *stack, int64_t T, int64_t B, 
     if (passes & FASTRNN_FORWARD)
         measure(stack, &call, N_at_most, S_at_most, FASTRNN_FORWARD, 0, NULL, &sizes[2]);
     const size_t most = sizes[0] > sizes[1] ? sizes[0] : sizes[1], offsets = sizeof(int64_t) * (size_t)(T + 8);
-    return offsets + (most > sizes[2] ? most : sizes[2]); /* without a map, the workspace has the offsets of steps */
+    return offsets + (most > sizes[2] ? most : sizes[2]); /* without a map, the workspace holds the offsets, too */
 }
 
 /* ---- checks ------------------------------------------------------------------------------------------ */
@@ -126,7 +127,7 @@ static fastrnn_status check_backward(const fastrnn_stack *stack, const batch_t *
     return FASTRNN_OK;
 }
 
-/* Weights, or their gradients: what panels or a scratch cannot make plain. */
+/* Weights that are not plain can be read through panels only: not by a back end, nor as unpacked weights. */
 static fastrnn_status check_weights(const fastrnn_stack *stack, const fastrnn_call *call, int backward, char *error)
 {
     for (int k = 0; k < stack->L * stack->D; k++) {

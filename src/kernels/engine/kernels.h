@@ -1,13 +1,12 @@
-/* What the compiled kernels offer to the executor: the cell table, and for each instruction set and precision one
- * table of functions.
+/* The interface between the executor and the compiled kernels: the cell table, the structs of a run, and one table of
+ * functions for each instruction set and precision.
  *
- * Shape letters:  T steps, B rows, N packed rows (the sum of all lengths), I inputs, H hidden units,
- *                 P width of the hidden state (H, or the projection size), G = gates*H,
- *                 A accumulators per unit: the sums that a cell wants of a unit; AH = A*H
+ * Shape letters:  T steps, B rows, N packed rows, I inputs, H hidden units, P width of h (H unless projected),
+ *                 G = gates*H, A accumulators of a unit, AH = A*H.
+ *                 In a run, rows are segments (map.h): B counts them, and T is the length of the longest.
  *
- * Every array is row-major and contiguous unless a leading dimension is named. Functions of a table take pointers to
- * its real type as void *. Kernels neither allocate, validate, raise nor print, and one row of the batch never reads
- * another.
+ * Arrays are row-major, and contiguous unless a leading dimension (ld) is named. Kernels take numbers as void *, in the
+ * precision of their table. They neither allocate, validate, raise nor print. No row of the batch reads another.
  */
 #ifndef FASTRNN_KERNELS_H
 #define FASTRNN_KERNELS_H
@@ -20,15 +19,19 @@
 
 typedef ptrdiff_t fastrnn_size; /* Py_ssize_t, without Python.h */
 
-/* The cells; their equations are in cells/cells.h.
+/* The cells; cells/cells.h has their equations.
  * X(name, gates, accumulators, input, hidden, has_c, has_reset, stages)
  *
- * How the products of a cell meet its accumulators (the columns of gates are A blocks of H):
- *   input blocks  0 .. input-1 of W_ih feed accumulators of the same number; a further block (GRU's n)
- *                 feeds the last accumulator, so that it stays apart from W_hn h
- *   hidden blocks 0 .. hidden-1 of W_hh multiply h_prev; a further block (the other GRU's n) multiplies
- *                 r*h_prev, which is why that cell has a reset stage: two products a step
- * stages: 2 if some activations wait for others; they then have a loop of their own (loops.h) */
+ *   gates         blocks of H rows in W_ih and W_hh
+ *   accumulators  A: blocks of H columns in a row of sums. Block b of a weight matrix feeds accumulator b, with two
+ *                 exceptions:
+ *   input         blocks of W_ih that feed the accumulator of their number. One more block (the GRU's n) feeds the last
+ *                 accumulator, because W_in x must stay apart from W_hn h.
+ *   hidden        blocks of W_hh that multiply h_prev. One more block (n of the GRU with the reset before) multiplies
+ *                 r*h_prev, in a second product of the step.
+ *   has_c         the state has a second part, c
+ *   has_reset     between the two products of a step stands a reset stage, which makes r*h_prev
+ *   stages        2: some activations wait for others, so the cell has two loops (loops.h) */
 #define FASTRNN_CELL_LIST(X)                                                                                 \
     X(rnn_tanh, 1, 1, 1, 1, 0, 0, 1)                                                                          \
     X(rnn_relu, 1, 1, 1, 1, 0, 0, 1)                                                                          \
@@ -41,9 +44,7 @@ typedef struct {
     int gates;        /* G/H: blocks of the weight matrices */
     int accumulators; /* A */
     int input_blocks, hidden_blocks;
-    int has_c; /* the LSTM's second state */
-    int has_reset;
-    int stages;
+    int has_c, has_reset, stages;
 } fastrnn_cell_shape;
 
 #define FASTRNN_NUMBER_CELL(NAME, ...) fastrnn_cell_##NAME,
@@ -52,113 +53,113 @@ FASTRNN_API extern const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS];
 
 /* ---- a layer and direction -------------------------------------------------------------------------- */
 
-/* What follows from a spec. */
+/* What follows from a spec: one layer in one direction. */
 typedef struct {
     int cell;
     fastrnn_cell_shape shape;
     fastrnn_size I, H, P, G, AH;
     int has_bias_ih, has_bias_hh, projected, reverse;
-    size_t panels_at[2][4];    /* of fastrnn_layer_panels: bytes from the first panel of either pass */
-    size_t sums_row;           /* bytes of a row of the fused engine's sums, the most over all instruction sets */
-    fastrnn_size forward_rows; /* of projected sums that forward has at once */
+    size_t panels_at[2][4];    /* [pass][ih, hh, hr, bias]: bytes from the first panel of that pass */
+    size_t sums_row;           /* bytes of a row of sums in the fused engine: the most that an instruction set needs */
+    fastrnn_size forward_rows; /* packed rows of a chunk in forward, at most */
 } fastrnn_layer;
 
-/* Panels of W_ih, W_hh and W_hr for one pass: by rows for forward, by columns for backward; and, for forward, the bias
- * as a row of sums. */
+/* Panels of a layer for one pass. Forward has panels of the rows of W_ih, W_hh and W_hr, and the combined bias as a row
+ * of sums. Backward has panels of their columns. */
 typedef struct {
     void *ih, *hh, *hr, *bias;
 } fastrnn_layer_panels;
 
 /* ---- runs ------------------------------------------------------------------------------------------ */
 
-/* A matrix whose rows are the packed rows of a run: row k at data + k*row numbers. Or, if it is `scattered`, rows of a
- * sequence (T, B, width) as the caller has it, of which packed row k is cell (t, b): at data + t*step + b*row. */
+/* A matrix with one row for each packed row. Packed row k is at data + k*row. If the matrix is `scattered`, it has the
+ * layout of the caller's sequence instead: packed row k is slot (t, b) of the batch, at data + t*step + b*row. */
 typedef struct {
     void *data; /* NULL: none */
-    fastrnn_size row, step;
+    fastrnn_size row, step; /* strides, in numbers */
     int scattered;
 } fastrnn_rows;
 
-/* Where packed rows lie in a scattered sequence. */
+/* The slots (t, b) of the caller's batch, and the packed rows of those that are real steps. */
 typedef struct {
     fastrnn_size T, B;
-    const int64_t *source; /* (N,)   t*B + b of each packed row; NULL: rows are cells in order */
-    const int64_t *place;  /* (T*B,) the packed row of each cell, or -1 */
-    int repeat;            /* a cell without a row has the output of the real one before it */
+    const int64_t *source; /* (N,)   t*B + b of each packed row; NULL: packed rows are in the order of slots */
+    const int64_t *place;  /* (T*B,) the packed row of each slot, or -1 */
+    int repeat;            /* a slot that is not real repeats the output of the real one before it */
 } fastrnn_cells;
 
 /* One layer in one direction: what forward and backward have in common.
  *
- *   offsets (T+1,)   rows of step t are offsets[t] .. offsets[t+1]-1, longest sequences first, so the rows of any step
- *                    are a prefix of the batch
- *   chunk            steps are taken in chunks of at most so many rows (but at least a step)
- *   h_rows           the history of h, row by row: what a step reads as h_prev. It is y where y holds packed rows
- *                    itself; else it lies in the tape, or, `ring`, in two buffers of `chunk` rows that chunks take in
- *                    turn, and rows are scattered to y at the end of each chunk */
+ *   offsets (T+1,)   packed rows of step t are offsets[t] .. offsets[t+1]-1. Segments are sorted by length, longest
+ *                    first, so those alive at a step are the first ones.
+ *   chunk            most packed rows of a chunk of steps; a chunk has at least one step
+ *   h_rows           the history: h after each packed row, where the next step reads h_prev. It is y itself if y holds
+ *                    packed rows. Else it is in the tape, or, `ring`, in two buffers of `chunk` rows that chunks use
+ *                    alternately; each chunk of it is then scattered to y. */
 typedef struct {
     const fastrnn_layer *layer;
-    size_t item; /* bytes of the real type */
+    size_t item; /* bytes of a number */
     fastrnn_size T, B, chunk;
     const fastrnn_size *offsets;
     fastrnn_cells cells;
     const fastrnn_weights *weights;
-    fastrnn_layer_panels panels; /* fused engine; all NULL in forward: weights are multiplied as they are */
+    fastrnn_layer_panels panels; /* fused engine; NULL in forward: products read the weights themselves (unpacked.h) */
     fastrnn_rows x;              /* (N, I) */
-    void *x_chunk;               /* (chunk, I)  scratch where x is scattered */
-    void *h_rows;                /* (N, ldh)    or 2 times (chunk, ldh) */
+    void *x_chunk;               /* (chunk, I)  scratch: gathered rows of a scattered x */
+    void *h_rows;                /* (N, ldh), or (2, chunk, ldh) */
     fastrnn_size ldh;
     int ring;
-    void *h;                     /* (B, P)      forward: the initial state, at the end the final; backward: the initial */
-    void *c;                     /* (B, H)      the same */
-    void *gates;                 /* (N, AH)     kept for backward, or NULL; may be h_rows where A is 1 */
-    void *c_rows;                /* (N, H)      kept for backward, or NULL */
+    void *h;                     /* (B, P)   forward: in initial state, out final state; backward: initial state */
+    void *c;                     /* (B, H)   the same */
+    void *gates;                 /* (N, AH)  tape, or NULL; where A is 1, may be the history */
+    void *c_rows;                /* (N, H)   tape, or NULL */
     int threads;                 /* at most */
     fastrnn_poll poll;
 } fastrnn_run;
 
 typedef struct {
     fastrnn_run run;
-    fastrnn_rows y; /* scattered, or none: then h_rows is all that is wanted */
+    fastrnn_rows y; /* scattered; no data: y is the history, or is not wanted */
     /* scratch */
-    void *sums; /* 1 + chunk rows of layer->sums_row bytes, the first for the bias; BLAS: (chunk, AH) */
-    void *bias; /* (AH,)   BLAS */
-    void *unit; /* (B, H)  o tanh(c) before projection, or r*h_prev */
+    void *sums; /* fused: (1 + chunk) rows of layer->sums_row bytes, the bias row first; BLAS: (chunk, AH) */
+    void *bias; /* BLAS: (AH,) */
+    void *unit; /* (B, H)  what the second product of a step multiplies: o tanh(c) of a projection, or r*h_prev */
 } fastrnn_forward_run;
 
 typedef struct {
     fastrnn_run run;
     fastrnn_rows dy, dx; /* (N, P), (N, I), or none */
-    int add_to_dx;
-    void *dh; /* (B, P)  gradient of the final state, at the end of the initial */
-    void *dc; /* (B, H)  the same */
-    void *dbias;          /* (AH,)  by accumulator, added to */
-    fastrnn_weights dweights; /* matrices that are wanted */
+    int add_to_dx;       /* the other direction has already written dx */
+    void *dh;                 /* (B, P)  in: gradient of the final state; out: of the initial one */
+    void *dc;                 /* (B, H)  the same */
+    void *dbias;              /* (AH,)   by accumulator; starts as zeros */
+    fastrnn_weights dweights; /* matrices; NULL: not wanted */
     /* scratch */
-    void *dy_chunk, *dx_chunk; /* (chunk, P), (chunk, I)  where dy and dx are scattered */
-    void *dgates;         /* (chunk, AH) */
-    void *units;          /* (chunk, H)  o tanh(c), or r*h_prev */
-    void *dh_rows;        /* (chunk, P)  gradient of the projected state */
-    void *dunit;          /* (B, H)      gradient of o tanh(c) */
-    void *h_prev;         /* (chunk, P)  BLAS: the state each row started its step from */
-    void *c_prev;         /* (B, H)      BLAS */
-    void *panels_dgates;  /* fused engine: AH columns of chunk rows */
-    void *panels_h, *panels_x, *panels_units; /* P, I and H columns */
+    void *dy_chunk, *dx_chunk; /* (chunk, P), (chunk, I)  rows of a scattered dy or dx */
+    void *dgates;              /* (chunk, AH)  gradients of the pre-activations */
+    void *units;               /* (chunk, H)   o tanh(c), or r*h_prev */
+    void *dh_rows;             /* (chunk, P)   gradient of the projected h, for dW_hr */
+    void *dunit;               /* (B, H)       gradient of o tanh(c) */
+    void *h_prev, *c_prev;     /* (chunk, P), (B, H)  BLAS: the states before a step */
+    void *panels_dgates;       /* fused: panels of AH columns, chunk rows deep */
+    void *panels_h, *panels_x, *panels_units; /* fused: the same of P, I and H columns */
 } fastrnn_backward_run;
 
-/* Rows first .. first+n-1 of scattered `rows`, one after the other in `to` (n, width). For a gradient, of cells that
- * repeat an output too: their sum goes to the row that they repeat. */
+/* Copy packed rows first .. first+n-1 of scattered `rows` to `to` (n, width). `is_gradient`: add the gradient of each
+ * slot that repeats an output to the row whose output it repeats. */
 FASTRNN_API void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
                                 fastrnn_size n, int is_gradient, void *to);
 
-/* The other way, from rows of `from` (n, ld); for an output, to cells that repeat it, too. */
+/* Copy `from` (n, ld) to packed rows first .. first+n-1 of scattered `rows`. `is_output`: also to the slots that repeat
+ * them. */
 FASTRNN_API void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
                                  fastrnn_size n, int is_output, const void *from, fastrnn_size ld);
 
-/* How many steps the chunk after the first `done` steps takes, in the order of forward or against it. */
+/* Steps of the next chunk, once `done` steps are through; `from_end`: chunks go from the last step to the first. */
 FASTRNN_API fastrnn_size fastrnn_next_chunk(const fastrnn_run *run, fastrnn_size done, int from_end);
 
-/* A matrix to pack: element (r, k) at data + r*row + k*column numbers. Its rows, if `order` is given, are blocks of
- * `block` rows, and block b is found at order[b]. */
+/* A matrix to pack. Element (r, k) is at data + r*row + k*column. With an `order`, rows come in blocks of `block` rows,
+ * and block b of the packed matrix is block order[b] of this one. */
 typedef struct {
     const void *data;
     fastrnn_size row, column, block;
@@ -167,32 +168,32 @@ typedef struct {
 
 /* ---- kernels --------------------------------------------------------------------------------------- */
 
-/* Where the sums of a step lie: those of block b of the units from k on, of row r, at
+/* The sums of a step, which are the accumulators of its rows. Those of block b, row r, from unit k on are at
  *     at[r*row + b*block + k*unit]
- * In a matrix (n, AH) block is H and unit 1. The fused engine has all blocks of a vector of units side by side:
- * block is the lanes of a vector, unit is A, and k a multiple of the lanes. */
+ * A matrix (n, AH) has block = H and unit = 1. The fused engine has all blocks of a vector of units side by side: there
+ * block = lanes, unit = A, and k is a multiple of the lanes. */
 typedef struct {
     void *at;
     fastrnn_size row, block, unit;
 } fastrnn_sums;
 
-/* A cell's part of one forward step, after the products: n rows, the units from `unit` to `end`-1. */
+/* The cell in one forward step, after the products: rows 0 .. n-1, units `unit` .. end-1. */
 typedef struct {
     fastrnn_size n, H, unit, end;
     fastrnn_sums sums;  /*              in: pre-activations; out: scratch */
-    void *gates;        /* (n, A*H)     out: what backward wants saved, or NULL; may be where the sums are */
+    void *gates;        /* (n, A*H)     out: activations for the tape, or NULL; may alias the sums */
     const void *h_prev; /* (n, ld_prev) in */
-    void *h;            /* (n, ldh)     out; may be h_prev */
+    void *h;            /* (n, ldh)     out; may alias h_prev */
     fastrnn_size ld_prev, ldh;
     void *c;            /* (n, H)       in: c_prev; out: c (LSTM) */
-    void *c_kept;       /* (n, H)       out: a copy of c, or NULL */
-    void *rh;           /* (n, H)       out, of the reset stage: r*h_prev */
+    void *c_kept;       /* (n, H)       out: c for the tape, or NULL */
+    void *rh;           /* (n, H)       out of the reset stage: r*h_prev */
 } fastrnn_cell_forward;
 
-/* A cell's part of one backward step, before the products. */
+/* The cell in one backward step, before the products. */
 typedef struct {
     fastrnn_size n, H, unit, end;
-    const void *gates;       /* (n, A*H)     saved by forward */
+    const void *gates;       /* (n, A*H)     tape */
     const void *h_prev;      /* (n, ld_prev) */
     const void *c, *c_prev;  /* (n, H)       LSTM */
     const void *dy;          /* (n, lddy)    added to dh first, or NULL */
@@ -200,12 +201,12 @@ typedef struct {
     void *dgates;            /* (n, A*H)     out: gradient of the pre-activations */
     void *dh;                /* (n, H)       in: gradient of h; out: the part of dh_prev that no product carries */
     void *dc;                /* (n, H)       in: gradient of c; out: of c_prev (LSTM) */
-    void *h;                 /* (n, H)       out: h again, for a projection's weight gradient, or NULL (LSTM) */
-    void *drh;               /* (n, H)       reset stage; in: gradient of r*h_prev, out: r*h_prev itself */
+    void *h;                 /* (n, H)       out: o tanh(c), for dW_hr, or NULL (LSTM) */
+    void *drh;               /* (n, H)       reset stage, in: gradient of r*h_prev; out: r*h_prev, for dW_hn */
 } fastrnn_cell_backward;
 
-/* The functions of a cell. The reset stage is that of gru_reset_before: forward, the sums of r and z become
- * activations, and rh is made; backward, it completes dgates and dh. NULL in other cells. */
+/* The functions of a cell. Only gru_reset_before has a reset stage; other cells have NULL there. In forward, the reset
+ * stage turns the sums of r and z into activations and writes rh. In backward, it completes dgates and dh. */
 typedef struct {
     void (*forward)(const fastrnn_cell_forward *step);
     void (*backward)(const fastrnn_cell_backward *step);
@@ -216,19 +217,20 @@ typedef struct {
 /* One precision of one instruction set. */
 typedef struct {
     const fastrnn_cell *cell; /* by cell number */
-    /* out[k] += sum over the n rows of a (n, ld), in row order, for unit <= k < end */
+    /* out[k] += a[0, k] + ... + a[n-1, k], in that order, for unit <= k < end; a (n, ld) */
     void (*add_rows)(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, fastrnn_size end, const void *a, void *out);
-    /* y[k] = activation(x[k]), k < n: for layers that are no recurrent cell, and for tests */
+    /* y[k] = activation(x[k]), k < n; for dense layers and for tests */
     void (*tanh)(fastrnn_size n, const void *x, void *y);
     void (*sigmoid)(fastrnn_size n, const void *x, void *y);
 
     /* The fused engine; NULL where there is none.
-     *   packed_size   numbers in the panels of `blocks` blocks of `units` columns, K deep
-     *   pack_rows     panels of w (blocks*units, K): for a product with its transpose
-     *   pack_columns  panels of w (K, units)
-     *   pack_bias     the combined bias of a layer, as a row of layer->sums_row bytes
- *   multiply      c (M, N) = a b, of element (r, k) of a at a[r*a_row + k*a_k], b in panels (K, N)
-         *   run_forward, run_backward  a whole run; as multiply, 0 or why it ended early (fastrnn_parallel) */
+     *   packed_size    numbers in the panels of `blocks` blocks of `units` columns, K deep
+     *   pack_rows      panels of w (blocks*units, K), for products with its transpose
+     *   pack_columns   panels of w (K, units)
+     *   pack_bias      the combined bias of a layer as a row of sums, of layer->sums_row bytes; `order` as in a source
+     *   multiply       c (M, N) = a b. Element (r, k) of a is a[r*a_row + k*a_k]; b (K, N) is in panels.
+     *   run_forward, run_backward   a whole run
+     * multiply and the runs return 0, or why the call ended early (fastrnn_parallel). */
     fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);
     void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
     void (*pack_columns)(fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
@@ -245,11 +247,11 @@ typedef struct {
     const fastrnn_table *table[2]; /* float32, float64 */
 } fastrnn_isa;
 
-/* Instruction sets that were compiled in and that this processor has, widest last; returns their number. */
+/* The instruction sets that are compiled in and that this processor has, the widest last. Returns their number. */
 #define FASTRNN_MOST_ISAS 3 /* of one processor */
 FASTRNN_API int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS]);
 
-/* A clock that only goes forward. */
+/* A monotonic clock. */
 FASTRNN_API double fastrnn_seconds(void);
 
 #endif

@@ -1,10 +1,11 @@
-/* The loops over rows and hidden units, and the table of one precision. They know the number of
- * accumulators of a cell and nothing else of it. */
+/* The cells of cells.h over rows and units: loads, stores and tails. The loops know how many accumulators and stages a
+ * cell has, and nothing else of it. */
 
+/* fastrnn_sums with a pointer of the right type. */
 typedef struct {
     real *at;
     fastrnn_size row, block, unit;
-} sums_t; /* fastrnn_sums of the real type at hand */
+} sums_t;
 
 INLINE sums_t sums_of(const fastrnn_cell_forward *step)
 {
@@ -12,8 +13,7 @@ INLINE sums_t sums_of(const fastrnn_cell_forward *step)
     return (sums_t){sums.at, sums.row, sums.block, sums.unit};
 }
 
-
-/* Units [unit, end) in full vectors, then what is left of them: `m` lanes at `k`. */
+/* Units [unit, end): full vectors, then the tail. The body handles `m` lanes from unit `k` on. */
 #define FOR_UNITS(...)                                                                                       \
     do {                                                                                                     \
         fastrnn_size k = unit;                                                                               \
@@ -27,9 +27,9 @@ INLINE sums_t sums_of(const fastrnn_cell_forward *step)
         }                                                                                                    \
     } while (0)
 
-/* Rows 0 .. n-1 by units [unit, end), a vector of `m` lanes at `k` in each turn. The body stands in three loops, so
- * that all of the innermost is known but the addresses: along rows where there are some vectors of each, which is
- * the order of memory; else across them; and the incomplete vectors. */
+/* Rows 0 .. n-1 by units [unit, end). The body handles `m` lanes from unit `k` of `row` on. It is instantiated three
+ * times, so that the width is a constant in the two loops over full vectors: along each row if a row has four or more
+ * of them, which is the order of memory, else down the rows, and once for the tails. */
 #define FOR_ROWS(...)                                                                                        \
     do {                                                                                                     \
         const fastrnn_size whole = (end - unit) / LANES * LANES + unit;                                      \
@@ -156,12 +156,12 @@ static void reset_backward_rows(const fastrnn_cell_backward *step)
         v_store(dh + at, m, dh_k);)
 }
 
-/* Columns are divided, never the sum: each out[k] is one chain in row order. */
-static void add_rows(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, fastrnn_size end, const void *rows, void *sums)
+/* Threads divide the columns: each out[k] is one chain in the order of rows. */
+static void add_rows(fastrnn_size n, fastrnn_size ld, fastrnn_size unit, fastrnn_size end, const void *rows, void *to)
 {
     const real *a = rows;
-    real *out = sums;
-    for (; unit + 4 * LANES <= end; unit += 4 * LANES) { /* four chains hide the addition's latency */
+    real *out = to;
+    for (; unit + 4 * LANES <= end; unit += 4 * LANES) { /* four chains hide the latency of an addition */
         V sum[4] = {{0}};
         for (const real *at = a + unit, *last = at + n * ld; at < last; at += ld)
             UNROLL for (int j = 0; j < 4; j++) sum[j] += v_load(at + j * LANES, LANES);

@@ -1,4 +1,4 @@
-/* Which steps are real, and where episodes begin, compiled into a map (map.h). */
+/* Lengths, masks, resets and PyTorch's batch_sizes, compiled into a map (map.h). */
 #include "map.h"
 
 #include <stdio.h>
@@ -8,7 +8,8 @@
 
 typedef fastrnn_map_head head_t;
 
-/* The arrays of a map, to be written. `row`, `length` and `rank` are by segment in the order in which they are found. */
+/* The arrays of a map, and scratch behind them. Segments are numbered twice: as they are found, row by row, and at last
+ * by rank. Scratch has the first numbers. */
 typedef struct {
     int64_t *offsets, *source, *place, *begin[2], *end[2];
     int64_t *row, *length, *rank, *first; /* scratch */
@@ -16,7 +17,7 @@ typedef struct {
 
 size_t fastrnn_map_size(int64_t T, int64_t B)
 {
-    /* offsets; source and place; begin, begin, row, length, rank by segment; end, end, first by row */
+    /* T+1: offsets; T*B: source, place, and for each segment begin, begin, row, length, rank; B: end, end, first */
     return sizeof(head_t) + sizeof(int64_t) * (size_t)(T + 1 + 7 * T * B + 3 * B);
 }
 
@@ -27,19 +28,19 @@ size_t fastrnn_packed_map_size(int64_t T, int64_t B)
 
 static arrays_t lay_out(const head_t *head)
 {
-    const int64_t T = head->T, B = head->B, cells = head->packed ? 0 : T * B, segments = head->packed ? B : cells;
+    const int64_t T = head->T, B = head->B, slots = head->packed ? 0 : T * B, segments = head->packed ? B : slots;
     int64_t *at = (int64_t *)((char *)head + sizeof(head_t));
     arrays_t a = {.offsets = at};
     at += T + 1;
-    a.source = at, at += cells;
-    a.place = at, at += cells;
+    a.source = at, at += slots;
+    a.place = at, at += slots;
     a.begin[0] = at, at += segments;
     a.begin[1] = at, at += segments;
     a.end[0] = at, at += B;
     a.end[1] = at, at += B;
-    a.row = at, at += cells;
-    a.length = at, at += cells;
-    a.rank = at, at += cells;
+    a.row = at, at += slots;
+    a.length = at, at += slots;
+    a.rank = at, at += slots;
     a.first = at;
     return a;
 }
@@ -57,22 +58,30 @@ void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S)
     *S = head->S;
 }
 
-/* Cut row b into segments: place[t, b] becomes the number of its segment, or -1. Segments are numbered as they are
- * found. begin and end are by that number, too. */
+/* Cut row b into segments, numbered as they are found. place[t, b] becomes the segment of the slot, or -1; begin and
+ * end have the same numbers.
+ *
+ * A reset at t cuts either direction between t-1 and t: the state before step t is zero forward, that before step t-1
+ * in reverse. A reset at t = 0 cuts forward alone. Forward, the first episode begins with the initial state, unless a
+ * reset begins it, and the last one ends with the final state. In reverse, the last episode begins with the initial
+ * state, and the first one ends with the final state. An episode without a real step has no segment; the final state is
+ * then the initial one, or zero if the row was cut. */
 static void cut_row(const fastrnn_batch *batch, head_t *head, arrays_t *a, int64_t b)
 {
     const int64_t B = batch->B, length = batch->lengths ? batch->lengths[b] : batch->T;
-    int64_t segment = -1, last = FASTRNN_STATE_GIVEN; /* at hand; the last one, as `end` has it */
-    int64_t first = FASTRNN_STATE_GIVEN, last_found = -1; /* of the row's first episode; the last with a real step */
-    int cut = 0, first_episode = 1;                   /* whether the episode begins afresh; whether it is the first */
+    int64_t segment = -1;               /* of the present episode; -1: no real step yet */
+    int64_t last = FASTRNN_STATE_GIVEN; /* end[0][b]: the final state forward */
+    int64_t first = FASTRNN_STATE_GIVEN; /* end[1][b]: the final state in reverse */
+    int64_t last_found = -1;            /* the segment that begins with the initial state in reverse */
+    int cut = 0, first_episode = 1;     /* the present episode begins with a reset; it is the row's first */
     for (int64_t t = 0; t < batch->T; t++) {
         if (t < length && batch->reset && batch->reset[t * batch->reset_step + b * batch->reset_row]) {
-            segment = -1, cut = 1, last = FASTRNN_STATE_FRESH;
+            segment = -1, cut = 1, last = FASTRNN_STATE_ZERO;
             if (t > 0) {
                 if (first_episode && first < 0)
-                    first = FASTRNN_STATE_FRESH; /* backward in time nothing of this row is in its first episode */
+                    first = FASTRNN_STATE_ZERO; /* in reverse, the first episode has no real step */
                 first_episode = 0;
-                last_found = -1; /* what came before does not begin with the state given at the end */
+                last_found = -1; /* an earlier segment is not in the last episode */
             }
         }
         const int real = t < length && (!batch->mask || batch->mask[t * batch->mask_step + b * batch->mask_row]);
@@ -84,8 +93,8 @@ static void cut_row(const fastrnn_batch *batch, head_t *head, arrays_t *a, int64
             segment = last = last_found = head->S++;
             a->row[segment] = b;
             a->length[segment] = 0;
-            a->begin[0][segment] = cut ? FASTRNN_STATE_FRESH : b;
-            a->begin[1][segment] = FASTRNN_STATE_FRESH;
+            a->begin[0][segment] = cut ? FASTRNN_STATE_ZERO : b;
+            a->begin[1][segment] = FASTRNN_STATE_ZERO;
             if (first_episode)
                 first = segment;
         }
@@ -99,18 +108,19 @@ static void cut_row(const fastrnn_batch *batch, head_t *head, arrays_t *a, int64
     a->end[1][b] = first;
 }
 
-/* rank[segment]: its place in the order of falling length, equal ones as they were found. offsets, from the lengths. */
+/* Rank segments by falling length, equal ones in the order in which they were found; then make offsets. It is a
+ * counting sort, with `offsets` as the counters. */
 static void sort_segments(head_t *head, arrays_t *a)
 {
     const int64_t T = head->T;
     int64_t *offsets = a->offsets, alive = head->S;
     memset(offsets, 0, sizeof(int64_t) * (size_t)(T + 1));
     for (int64_t s = 0; s < head->S; s++) {
-        offsets[a->length[s]]++; /* how many have just this length */
+        offsets[a->length[s]]++; /* offsets[length]: segments of just that length */
         if (a->length[s] > head->steps)
             head->steps = a->length[s];
     }
-    /* Where the ranks of each length begin: after those of all longer ones. */
+    /* offsets[length]: the first rank of that length, which follows all longer segments */
     for (int64_t length = head->steps, before = 0; length >= 1; length--) {
         const int64_t count = offsets[length];
         offsets[length] = before;
@@ -118,7 +128,7 @@ static void sort_segments(head_t *head, arrays_t *a)
     }
     for (int64_t s = 0; s < head->S; s++)
         a->rank[s] = offsets[a->length[s]]++;
-    /* Now offsets[length] counts the segments of at least that length: those alive at step length-1. */
+    /* offsets[length]: segments of at least that length, which are those alive at step length-1 */
     offsets[0] = 0;
     for (int64_t step = 1; step <= head->steps; step++) {
         alive = offsets[step];
@@ -126,11 +136,11 @@ static void sort_segments(head_t *head, arrays_t *a)
     }
 }
 
-/* Numbers of segments as they were found become ranks; place and source become packed rows. */
+/* Number segments by rank, and turn place and source from segments to packed rows. */
 static void renumber(const head_t *head, arrays_t *a)
 {
-    const int64_t cells = head->T * head->B, S = head->S;
-    int64_t *moved = a->source; /* of begin, one direction after the other; T*B >= S */
+    const int64_t slots = head->T * head->B, S = head->S;
+    int64_t *moved = a->source; /* scratch for now; T*B >= S */
     for (int direction = 0; direction < 2; direction++) {
         for (int64_t s = 0; s < S; s++)
             moved[a->rank[s]] = a->begin[direction][s];
@@ -139,18 +149,19 @@ static void renumber(const head_t *head, arrays_t *a)
             if (a->end[direction][b] >= 0)
                 a->end[direction][b] = a->rank[a->end[direction][b]];
     }
-    int64_t *next = a->length; /* the step that each segment is at */
+    int64_t *next = a->length; /* the next step of each segment */
     memset(next, 0, sizeof(int64_t) * (size_t)S);
-    for (int64_t cell = 0; cell < cells; cell++) {
-        const int64_t segment = a->place[cell];
+    for (int64_t slot = 0; slot < slots; slot++) {
+        const int64_t segment = a->place[slot];
         if (segment < 0)
             continue;
         const int64_t packed = a->offsets[next[segment]++] + a->rank[segment];
-        a->place[cell] = packed;
-        a->source[packed] = cell;
+        a->place[slot] = packed;
+        a->source[packed] = slot;
     }
 }
 
+/* Rows of PyTorch's packed sequences are sorted by length already: row b is segment b. */
 static fastrnn_status from_batch_sizes(const fastrnn_batch *batch, head_t *head, arrays_t *a, char *error)
 {
     if (batch->lengths || batch->mask || batch->reset) {

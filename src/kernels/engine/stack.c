@@ -1,4 +1,4 @@
-/* Specs become a stack; weights become panels. */
+/* Specs are checked and become a stack; weights are packed and become panels. */
 #include "stack.h"
 #include "dispatch.h"
 
@@ -9,12 +9,14 @@
 #define MAGIC UINT64_C(0x6c6e61706e747266)
 #define LARGEST INT64_C(0x7fffffff) /* BLAS takes its sizes as 32-bit integers */
 
+/* The header of panels. It names the engine, not the instruction set: "blas" shares its instruction set with a fused
+ * engine and has no panels. */
 typedef struct {
     uint64_t magic, hash;
-    char engine[16]; /* "blas" has no panels, though it runs on the kernels of an instruction set that has */
+    char engine[16];
     int32_t abi, passes;
-    int64_t begin; /* bytes from the head to the first panel */
-} head_t;
+    int64_t begin; /* bytes from the header to the first panel */
+} panels_head;
 
 /* ---- specs ----------------------------------------------------------------------------------------- */
 
@@ -86,10 +88,10 @@ static uint64_t mix(uint64_t hash, uint64_t value)
     return hash ^ hash >> 29;
 }
 
-static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int pass);
+static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int backward);
 
-/* Rows of projected sums that forward has at once: enough for a product at its full rate, few enough that the
- * recurrence finds them in L2. */
+/* Rows of a chunk in forward: enough for the projection to run at its full rate, few enough that the recurrence finds
+ * their sums in L2. */
 enum { FORWARD_BYTES = 1 << 18, FORWARD_ROWS = 128 };
 
 static void follow_sizes(fastrnn_stack *stack, fastrnn_layer *layer)
@@ -147,7 +149,7 @@ size_t fastrnn_panel_bytes(const fastrnn_stack *stack, int blocks, int64_t units
 {
     int64_t most = 0;
     const int64_t item = (int64_t)stack->item;
-    for (int64_t bytes = 16; bytes <= 64; bytes *= 2) { /* of a vector */
+    for (int64_t bytes = 16; bytes <= 64; bytes *= 2) { /* of a vector; packed_size of product.h for each */
         const int64_t lanes = bytes / item;
         const int64_t size = (blocks * ((units + lanes - 1) / lanes) + 3) * (K * lanes + 64 / item);
         most = size > most ? size : most;
@@ -155,13 +157,13 @@ size_t fastrnn_panel_bytes(const fastrnn_stack *stack, int blocks, int64_t units
     return (size_t)most * stack->item;
 }
 
-/* The panels of W_ih, W_hh and W_hr follow those of the layers before, each at a cache line. */
-static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int pass)
+/* Panels of W_ih, W_hh, W_hr and the bias row follow each other, layer by layer, each at a cache line. */
+static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int backward)
 {
     const fastrnn_cell_shape shape = layer->shape;
     const int64_t I = layer->I, H = layer->H, P = layer->P, G = layer->G;
     size_t parts[4] = {0};
-    if (pass == 0) {
+    if (!backward) {
         parts[0] = fastrnn_panel_bytes(stack, shape.gates, H, I);
         parts[1] = fastrnn_panel_bytes(stack, shape.hidden_blocks, H, P);
         parts[1] += shape.has_reset ? fastrnn_panel_bytes(stack, 1, H, H) : 0;
@@ -173,38 +175,38 @@ static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int pass)
         parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, H, P) : 0;
     }
     for (int part = 0; part < 4; part++) {
-        layer->panels_at[pass][part] = stack->panels[pass];
-        stack->panels[pass] += (parts[part] + 63) & ~(size_t)63;
+        layer->panels_at[backward][part] = stack->panels[backward];
+        stack->panels[backward] += (parts[part] + 63) & ~(size_t)63;
     }
 }
 
 size_t fastrnn_panels_size(const fastrnn_stack *stack, int passes)
 {
-    return sizeof(head_t) + 64 + (passes & FASTRNN_FORWARD ? stack->panels[0] : 0) +
+    return sizeof(panels_head) + 64 + (passes & FASTRNN_FORWARD ? stack->panels[0] : 0) +
            (passes & FASTRNN_BACKWARD ? stack->panels[1] : 0);
 }
 
-fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int pass, int k)
+fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int backward, int k)
 {
-    const head_t *head = panels;
-    const size_t *at = stack->layers[k].panels_at[pass];
+    const panels_head *head = panels;
+    const size_t *at = stack->layers[k].panels_at[backward];
     char *first = (char *)(uintptr_t)panels + head->begin;
-    if (pass == 1 && head->passes & FASTRNN_FORWARD)
+    if (backward && head->passes & FASTRNN_FORWARD)
         first += stack->panels[0];
     return (fastrnn_layer_panels){first + at[0], first + at[1], first + at[2], first + at[3]};
 }
 
-fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass)
+fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int backward)
 {
-    const head_t *head = panels;
+    const panels_head *head = panels;
     const int matches = head && head->magic == MAGIC && head->abi == FASTRNN_ABI && head->hash == stack->hash &&
-                        head->passes & (pass ? FASTRNN_BACKWARD : FASTRNN_FORWARD) &&
+                        head->passes & (backward ? FASTRNN_BACKWARD : FASTRNN_FORWARD) &&
                         !strncmp(head->engine, fastrnn_engine(), sizeof head->engine) &&
                         ((uintptr_t)panels + (uintptr_t)head->begin) % 64 == 0;
     return matches ? FASTRNN_OK : FASTRNN_WRONG_PANELS;
 }
 
-/* A matrix (rows, columns) of `weights`, row-major if both strides are 0. */
+/* A weight matrix with `columns` columns. Strides that are both 0 stand for row-major. */
 static fastrnn_source source_of(const void *data, int64_t columns, int64_t row, int64_t column, int64_t H,
                                 const uint8_t *order)
 {
@@ -233,7 +235,7 @@ const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer
     return order;
 }
 
-static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, const fastrnn_weights *w, int pass,
+static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, const fastrnn_weights *w, int backward,
                        fastrnn_layer_panels to)
 {
     const fastrnn_table *table = fastrnn_current_isa()->table[stack->dtype == FASTRNN_F64];
@@ -244,7 +246,7 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
     const fastrnn_source ih = source_of(w->weight_ih, I, w->ih_row, w->ih_column, H, order);
     const fastrnn_source hh = source_of(w->weight_hh, P, w->hh_row, w->hh_column, H, order);
     const fastrnn_source hr = source_of(w->weight_hr, H, w->hr_row, w->hr_column, 0, NULL);
-    if (pass) {
+    if (backward) {
         table->pack_columns(I, layer->G, &ih, to.ih);
         table->pack_columns(P, layer->G, &hh, to.hh);
         if (layer->projected)
@@ -267,19 +269,19 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
 
 fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes, void *panels)
 {
-    head_t *head = panels;
+    panels_head *head = panels;
     const uintptr_t after = (uintptr_t)panels + sizeof *head;
-    *head = (head_t){.magic = MAGIC, .hash = stack->hash, .abi = FASTRNN_ABI, .passes = passes};
+    *head = (panels_head){.magic = MAGIC, .hash = stack->hash, .abi = FASTRNN_ABI, .passes = passes};
     strncpy(head->engine, fastrnn_engine(), sizeof head->engine - 1);
     head->begin = (int64_t)(((after + 63) & ~(uintptr_t)63) - (uintptr_t)panels);
     if (!fastrnn_is_fused())
         return FASTRNN_OK;
-    const uint64_t mode = fastrnn_flush_denormals(); /* biases are added as a run would add them */
-    for (int pass = 0; pass < 2; pass++)
-        if (passes & (pass ? FASTRNN_BACKWARD : FASTRNN_FORWARD))
+    const uint64_t mode = fastrnn_flush_denormals(); /* the bias row has the bits of one that a run makes itself */
+    for (int backward = 0; backward < 2; backward++)
+        if (passes & (backward ? FASTRNN_BACKWARD : FASTRNN_FORWARD))
             for (int k = 0; k < stack->L * stack->D; k++) {
-                const fastrnn_layer_panels to = fastrnn_panels_of(stack, panels, pass, k);
-                pack_layer(stack, &stack->layers[k], &weights[k], pass, to);
+                const fastrnn_layer_panels to = fastrnn_panels_of(stack, panels, backward, k);
+                pack_layer(stack, &stack->layers[k], &weights[k], backward, to);
             }
     fastrnn_restore_mode(mode);
     return FASTRNN_OK;

@@ -1,4 +1,4 @@
-/* A stack of layers: what follows from its specs, and where its panels lie. */
+/* A stack: its layers, checked, and the layout of its panels. And the arena, which divides flat memory. */
 #ifndef FASTRNN_STACK_H
 #define FASTRNN_STACK_H
 
@@ -8,11 +8,11 @@
 struct fastrnn_stack {
     int L, D, has_c;
     int32_t dtype;
-    size_t item;              /* bytes of a number */
-    uint64_t hash;            /* of all that decides what panels look like */
-    int64_t width;            /* the widest output of a layer, D*P */
-    size_t panels[2];         /* bytes of the panels of all layers, of either pass */
-    fastrnn_layer layers[];   /* [L*D] */
+    size_t item;            /* bytes of a number */
+    uint64_t hash;          /* of the specs, as far as panels and tapes depend on them */
+    int64_t width;          /* D*P of the layer with the widest output */
+    size_t panels[2];       /* bytes of the panels of all layers: forward, backward */
+    fastrnn_layer layers[]; /* [L*D], the directions of a layer side by side */
 };
 
 /* Width of the output of the top layer. */
@@ -21,22 +21,24 @@ static inline int64_t fastrnn_output_width(const fastrnn_stack *stack)
     return stack->D * stack->layers[stack->L * stack->D - 1].P;
 }
 
-/* Whether weights are row-major, their blocks in the order of the cell's gates. */
+/* Whether weights are row-major, with the gates in the order of the cell. */
 int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer);
 
-/* Where the block of each gate is found in the arrays: `order`, filled; or NULL where there is no gate order. */
+/* The inverse of w->gate_order: which block of the arrays each gate of the cell has. It is written to `order`, and
+ * returned; NULL if w has no gate order. */
 const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer *layer, uint8_t order[8]);
 
-/* Those of layer k in `panels`, which have been found to match; pass 0 is forward, 1 backward. */
-fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int pass, int k);
+/* The panels of layers[k]. `panels` must match (fastrnn_match_panels). */
+fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int backward, int k);
 
-/* FASTRNN_OK, or FASTRNN_WRONG_PANELS. */
-fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int pass);
+/* FASTRNN_OK, or FASTRNN_WRONG_PANELS: of another engine or stack, or not for this pass. */
+fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *panels, int backward);
 
-/* Bytes of the panels of a matrix, the most over all instruction sets. */
+/* Bytes of the panels of `blocks` blocks of `units` columns, K deep: the most that an instruction set needs. */
 size_t fastrnn_panel_bytes(const fastrnn_stack *stack, int blocks, int64_t units, int64_t K);
 
-/* Parts of a block of memory, one after the other, each at a cache line. Without a base it only measures. */
+/* Flat memory from which parts are taken one after the other, each at a cache line. An arena without a base has no
+ * memory and only measures, so that sizes and addresses come from the same walk. */
 typedef struct {
     char *base;
     size_t used;
@@ -45,7 +47,7 @@ typedef struct {
 static inline fastrnn_arena fastrnn_open_arena(void *memory)
 {
     const uintptr_t at = ((uintptr_t)memory + 63) & ~(uintptr_t)63;
-    return (fastrnn_arena){memory ? (char *)at : NULL, 64}; /* the 64 that aligning may take, at the end */
+    return (fastrnn_arena){memory ? (char *)at : NULL, 64}; /* aligning the base takes up to 64 bytes */
 }
 
 static inline void *fastrnn_take(fastrnn_arena *arena, size_t bytes)

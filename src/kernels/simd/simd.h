@@ -1,14 +1,13 @@
-/* The vector vocabulary of the templates, for the real type and the instruction set at hand.
+/* The vector vocabulary of the kernels, for one instruction set and one precision (variant.c).
  *
- * Included by kernels.template.h with REAL_F32 or REAL_F64 set, once for each; everything it names is
- * undefined there again. Arithmetic is written with the compiler's own vector operators; only what they
- * cannot say (fused multiply-add, minimum, masked memory) is spelt per instruction set.
+ * Arithmetic uses the compiler's vector operators. Only what they cannot express is written for each instruction set:
+ * FMA, minimum, masked loads and stores.
  *
- *   real, V, VI        the element, a vector of LANES of them, a vector of LANES equally wide integers
- *   v_set(x)           all lanes x              v_bits / v_real   reinterpret V as VI and back
- *   v_fma(a, b, c)     a*b + c, rounded once where the instruction set can
- *   v_min(limit, x)    the smaller; x where x is NaN (v_max alike)
- *   v_load(p, m)       the first m lanes, the others zero; m == LANES is one plain load
+ *   real, V, VI        a number, a vector of LANES numbers, a vector of LANES integers of the same size
+ *   v_set(x)           x in all lanes           v_bits / v_real   reinterpret V as VI and back
+ *   v_fma(a, b, c)     a*b + c, rounded once where FASTRNN_FUSED is defined
+ *   v_min(limit, x)    the smaller of the two, x where x is NaN; v_max alike
+ *   v_load(p, m)       the first m lanes, zero in the others; one plain load if m == LANES
  *   v_store(p, m, x)   the first m lanes
  */
 #ifndef FASTRNN_SIMD_H
@@ -16,14 +15,14 @@
 #include <string.h>
 #if defined(FASTRNN_X86_V3) || defined(FASTRNN_X86_V4)
 #include <immintrin.h>
-#define FASTRNN_FUSED /* has a fused multiply-add, and with it the engine of product.h and sequence.h */
+#define FASTRNN_FUSED /* the instruction set has FMA: variant.c compiles the fused engine */
 #elif defined(FASTRNN_NEON)
 #include <arm_neon.h>
 #define FASTRNN_FUSED
-#elif defined(FASTRNN_WIDE) /* tests/native: the shapes of x86_v4, by any compiler for any processor */
+#elif defined(FASTRNN_WIDE) /* tests/native: vectors and tiles of x86_v4 for any compiler and processor */
 #define FASTRNN_FUSED
 #endif
-/* x is loaded once: compilers like to make it an operand in memory of all that use it, once for each. */
+/* Load x into a register once. Otherwise gcc makes the load a memory operand of every instruction that uses x. */
 #if defined(FASTRNN_X86_V4)
 #define V_IN_REGISTER(x) __asm__("" : "+v"(x))
 #elif defined(FASTRNN_X86_V3)
@@ -66,7 +65,7 @@
 
 typedef real V __attribute__((vector_size(VECTOR_BYTES)));
 typedef real_int VI __attribute__((vector_size(VECTOR_BYTES)));
-/* The same without alignment, for memory that belongs to somebody else. */
+/* The same without alignment, for the caller's memory. */
 typedef real VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 #define v_bits(x) ((VI)(x))
