@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fastrnn.cells import FAMILIES
+from fastrnn.cells import FAMILIES, Cell
 
 
 class Kind(NamedTuple):
     """A cell as users ask for it."""
 
+    cell: Cell
     function: str  #: of fastrnn.functional
     options: dict[str, Any]  #: that choose among the cells of the function
     projected: bool
@@ -29,16 +30,16 @@ def _kinds() -> Iterator[tuple[str, Kind]]:
     for family in FAMILIES.values():
         for value, cell in family.cells.items():
             name, options = cell.name.replace("_", " "), {family.option: value} if family.option else {}
-            yield name, Kind(family.name, options, False)
+            yield name, Kind(cell, family.name, options, False)
             if cell.has_c:
-                yield f"{name} projected", Kind(family.name, options, True)
+                yield f"{name} projected", Kind(cell, family.name, options, True)
 
 
 #: Every cell that is compiled, projected ones apart: what is tested of one is tested of all.
 CELLS = dict(_kinds())
 
-#: The functions that PyTorch has a layer for.
-TORCH_FUNCTIONS = ("rnn", "lstm", "gru")
+#: The compiled cells that PyTorch has, too.
+TORCH_CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
 
 class Work(NamedTuple):
@@ -215,8 +216,7 @@ def random_problem(
     """
     kind = CELLS[name]
     out = (H + 1) // 2 if kind.projected else H
-    cell = FAMILIES[kind.function].cells[next(iter(kind.options.values()), None)]
-    shapes = cell.shapes(I, H, out)
+    shapes = kind.cell.shapes(I, H, out)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * rng.standard_normal(shape)).astype(dtype)
@@ -226,7 +226,7 @@ def random_problem(
         parameters |= {b: normal(*shapes[b], scale=0.5) for b in ("bias_ih", "bias_hh")}
     if kind.projected:
         parameters["weight_hr"] = normal(*shapes["weight_hr"], scale=H**-0.5)
-    sizes = (out, H)[: len(cell.states)]
+    sizes = (out, H)[: len(kind.cell.states)]
     return Problem(
         kind.function,
         x=normal(T, B, I),
@@ -321,14 +321,17 @@ def _torch_backward(
 def torch_problem(problem: Problem) -> dict[str, np.ndarray]:
     """`Problem.run` by torch.nn, or for a GRU with reset_after=False by `torch_gru_reset_before`.
 
-    The test is skipped for a cell that PyTorch has not. For `reverse` it is the second direction of a bidirectional layer whose first one has zero weights.
+    The test is skipped for a cell that PyTorch has not. For `reverse` it is the second direction of a
+    bidirectional layer whose first one has zero weights.
     """
-    options = dict(problem.options)
-    if problem.cell not in TORCH_FUNCTIONS:
-        pytest.skip(f"PyTorch has no {problem.cell}")
-    if not options.pop("reset_after", True):
+    family = FAMILIES[problem.cell]
+    name = family.cells[problem.options.get(family.option, next(iter(family.cells)))].name
+    if name == "gru_reset_before":
         return torch_gru_reset_before(problem)
-    reverse = options.pop("reverse", False)
+    if name not in TORCH_CELLS:
+        pytest.skip(f"PyTorch has no {name}")
+    options = {name: value for name, value in problem.options.items() if name == "nonlinearity"}
+    reverse = problem.options.get("reverse", False)
     H, out = problem.state[-1].shape[1], problem.state[0].shape[1]
     parameters = {f"{name}_l0": value for name, value in problem.parameters.items()}
     if reverse:

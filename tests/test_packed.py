@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from oracles import (
     CELLS,
-    TORCH_FUNCTIONS,
+    TORCH_CELLS,
     WORK,
     assert_all_close,
     assert_close,
@@ -29,11 +29,6 @@ import fastrnn
 from fastrnn import GRU, LSTM, functional, reference
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}
-TORCH_CELLS = [
-    name
-    for name, kind in CELLS.items()
-    if kind.function in TORCH_FUNCTIONS and kind.options.get("reset_after", True)
-]
 SIZES = [(7, 5, 3, 5), (20, 9, 13, 17), (70, 11, 4, 33)]  # T, B, I, H
 
 
@@ -172,15 +167,15 @@ def test_gradients_against_finite_differences(rng, name, reverse):
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported:UserWarning")
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("name", TORCH_CELLS)
+@pytest.mark.parametrize("name", [name for name, kind in CELLS.items() if kind.cell.name in TORCH_CELLS])
 def test_parity_with_the_packed_sequences_of_torch(rng, name, bidirectional):
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence
 
     T, B, I, H = 9, 6, 3, 7
     layer = make_layer(name, I, H, 2, bidirectional=bidirectional, dtype="float64")
-    options = CELLS[name].options | ({"proj_size": layer.proj_size} if layer.proj_size else {})
-    options.pop("reset_after", None)
+    options = {"nonlinearity": layer.nonlinearity} if hasattr(layer, "nonlinearity") else {}
+    options |= {"proj_size": layer.proj_size} if layer.proj_size else {}
     function, parameters = CELLS[name].function, layer.state_dict()
     theirs = torch_layer(function, I, H, parameters, num_layers=2, bidirectional=bidirectional, **options)
     lengths = np.sort(random_packing(rng, T, B).lengths)[::-1].copy()
