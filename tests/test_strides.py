@@ -33,8 +33,10 @@ def packed(cell, weights, passes):
     size = library.fastrnn_panels_size(stack, passes)
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    assert library.fastrnn_pack(stack, c.byref(weights), passes, c.c_void_p(memory.ctypes.data + start)) == 0
+    status = library.fastrnn_pack(stack, c.byref(weights), passes, c.c_void_p(memory.ctypes.data + start))
     library.fastrnn_stack_free(stack)
+    if status:
+        raise ValueError(status)
     return memory[start : start + size].tobytes()
 
 
@@ -71,3 +73,16 @@ def test_transposed_weights_in_another_order_have_the_same_panels(rng, cell, ord
     rows = Weights(c.sizeof(Weights), *(a.ctypes.data for a in ordered), None)
     rows.gate_order = bytes(order)
     assert packed(cell, rows, passes) != expected
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("order", [(200, 1, 2, 3), (0, 0, 1, 2), (0, 1, 2, 4)])
+def test_an_order_that_is_no_permutation_is_refused(rng, order):
+    I, H = SIZES
+    arrays = [
+        rng.standard_normal(shape).astype("f4") for shape in ((4 * H, I), (4 * H, H), (4 * H,), (4 * H,))
+    ]
+    weights = Weights(c.sizeof(Weights), *(a.ctypes.data for a in arrays), None)
+    weights.gate_order = bytes(order)
+    with pytest.raises(ValueError, match="1"):  # FASTRNN_INVALID
+        packed("lstm", weights, 1)

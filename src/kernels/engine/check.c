@@ -132,11 +132,8 @@ static fastrnn_status check_weights(const fastrnn_stack *stack, const fastrnn_ca
 {
     for (int k = 0; k < stack->L * stack->D; k++) {
         const fastrnn_layer *layer = &stack->layers[k];
-        const uint8_t *order = call->weights[k].gate_order;
-        int seen = 0;
-        for (int gate = 0; order && gate < layer->shape.gates; gate++)
-            seen |= order[gate] < layer->shape.gates ? 1 << order[gate] : 0;
-        if (order && seen != (1 << layer->shape.gates) - 1)
+        const fastrnn_weights *d = backward && call->dweights ? &call->dweights[k] : NULL;
+        if (!fastrnn_has_valid_order(&call->weights[k], layer) || (d && !fastrnn_has_valid_order(d, layer)))
             return fail(error, FASTRNN_INVALID, "gate_order is not a permutation of the cell's gates");
         if (fastrnn_is_plain(&call->weights[k], layer))
             continue;

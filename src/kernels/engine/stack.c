@@ -214,6 +214,15 @@ static fastrnn_source source_of(const void *data, int64_t columns, int64_t row, 
     return (fastrnn_source){data, plain ? columns : row, plain ? 1 : column, H, order};
 }
 
+int fastrnn_has_valid_order(const fastrnn_weights *w, const fastrnn_layer *layer)
+{
+    const int gates = layer->shape.gates;
+    int seen = 0;
+    for (int k = 0; w->gate_order && k < gates; k++)
+        seen |= w->gate_order[k] < gates ? 1 << w->gate_order[k] : 0;
+    return !w->gate_order || seen == (1 << gates) - 1;
+}
+
 int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer)
 {
     for (int k = 0; w->gate_order && k < layer->shape.gates; k++)
@@ -269,6 +278,9 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
 
 fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes, void *panels)
 {
+    for (int k = 0; k < stack->L * stack->D; k++)
+        if (!fastrnn_has_valid_order(&weights[k], &stack->layers[k]))
+            return FASTRNN_INVALID;
     panels_head *head = panels;
     const uintptr_t after = (uintptr_t)panels + sizeof *head;
     *head = (panels_head){.magic = MAGIC, .hash = stack->hash, .abi = FASTRNN_ABI, .passes = passes};

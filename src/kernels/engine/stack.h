@@ -21,6 +21,9 @@ static inline int64_t fastrnn_output_width(const fastrnn_stack *stack)
     return stack->D * stack->layers[stack->L * stack->D - 1].P;
 }
 
+/* Whether gate_order, if there is one, is a permutation of the cell's gates. */
+int fastrnn_has_valid_order(const fastrnn_weights *w, const fastrnn_layer *layer);
+
 /* Whether weights are row-major, with the gates in the order of the cell. */
 int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer);
 
