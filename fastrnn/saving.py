@@ -55,6 +55,7 @@ def load(path: Path, *, rng: int | np.random.Generator | None = None) -> Sequent
     Examples
     --------
     >>> import pathlib, tempfile
+    >>> from fastrnn import RNN
     >>> path = pathlib.Path(tempfile.mkdtemp(), "m.safetensors")
     >>> model = Sequential([Embedding(5, 3), RNN(3, 4), Dense(4, 5)])
     >>> model.save(path, metadata={"text": "abc"})
