@@ -345,9 +345,8 @@ class Steps(NamedTuple):
     lengths: Array | None = None  #: (B,) of integers
     mask: Array | None = None  #: (T, B) of bool
     reset: Array | None = None  #: (T, B) of bool
-    batch_sizes: Array | None = (
-        None  #: (T,) of integers: sequences are packed rows, the first ones real at step t
-    )
+    #: (T,) of integers: sequences are packed rows, and step t has the first batch_sizes[t] rows of the batch
+    batch_sizes: Array | None = None
 
     @property
     def are_all(self) -> bool:

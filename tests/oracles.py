@@ -251,7 +251,7 @@ def torch_layer(
 
     `parameters` has torch's names ("weight_ih_l0", ...), all of them; `options` are torch's.
     """
-    import torch
+    torch = pytest.importorskip("torch")
 
     dtype = torch.from_numpy(next(iter(parameters.values()))).dtype
     layer = getattr(torch.nn, kind.upper())(input_size, hidden_size, dtype=dtype, **options)
@@ -273,7 +273,7 @@ def torch_run(
     of one. Rows go in packed. Torch takes no row of length 0, so such rows stay outside: their
     y is 0 and their last state the first one, which autograd then knows too.
     """
-    import torch
+    torch = pytest.importorskip("torch")
 
     batch = 0 if layer.batch_first else 1
     inputs = [torch.tensor(value, requires_grad=True) for value in (x, *state)]
@@ -303,7 +303,7 @@ def _torch_backward(
     outputs: tuple[Any, ...], upstream: tuple[np.ndarray, ...], inputs: list[Any], parameters: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Everything by name; `outputs` are y and the last state, `inputs` x and the first state."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     loss = sum((o * torch.tensor(d)).sum() for o, d in zip(outputs, upstream, strict=True))
     wanted = [*inputs, *parameters.values()]
@@ -366,7 +366,7 @@ def torch_problem(problem: Problem) -> dict[str, np.ndarray]:
 
 def torch_gru_reset_before(problem: Problem) -> dict[str, np.ndarray]:
     """The GRU of Cho et al. (2014), which torch.nn has not: row by row, for T > 0 and B > 0."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     T, B, _ = problem.x.shape
     inputs = [torch.tensor(value, requires_grad=True) for value in (problem.x, *problem.state)]

@@ -424,7 +424,7 @@ def test_a_gradient_that_vanishes_is_zero(rng, cell, dtype):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.usefixtures("fused")
 def test_the_callers_floating_point_mode_is_left_alone(rng, threads):
-    import torch
+    torch = pytest.importorskip("torch")
 
     fastrnn.set_num_threads(threads)
     T, B, I, H = WORK["rows divided"]

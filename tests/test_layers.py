@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 
 from fastrnn.layers import Dense, Dropout, Embedding, LastStep
+
+torch = pytest.importorskip("torch")
 
 ACTIVATIONS = {
     "linear": lambda z: z,

@@ -39,14 +39,14 @@ def write_through_frombuffer(layer, name):
 
 
 def write_through_torch(layer, name):
-    import torch
+    torch = pytest.importorskip("torch")
 
     view = torch.from_numpy(layer.parameters[name])
     return lambda values: view.copy_(torch.from_numpy(values))
 
 
 def write_through_dlpack(layer, name):
-    import torch
+    torch = pytest.importorskip("torch")
 
     view = torch.from_dlpack(layer.parameters[name])
     return lambda values: view.copy_(torch.from_numpy(values))

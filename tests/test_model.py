@@ -236,7 +236,7 @@ def test_truncated_training_carries_states_but_no_gradients():
 
 
 def test_the_first_losses_are_pytorchs(rng):
-    import torch
+    torch = pytest.importorskip("torch")
 
     torch.manual_seed(0)
     V, H, N, T = 9, 8, 4, 60

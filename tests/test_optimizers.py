@@ -5,11 +5,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from fastrnn import optimizers
 from fastrnn.optimizers import SGD, Adam, AdamW, RMSprop, clip_by_global_norm, clip_by_value, global_norm
 from fastrnn.schedules import CosineDecay, ExponentialDecay
+
+torch = pytest.importorskip("torch")
 
 SHAPES = {"weight": (7, 5), "bias": (7,), "scalar": (), "empty": (0, 3)}
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}

@@ -169,7 +169,7 @@ def test_gradients_against_finite_differences(rng, name, reverse):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("name", [name for name, kind in CELLS.items() if kind.cell.name in TORCH_CELLS])
 def test_parity_with_the_packed_sequences_of_torch(rng, name, bidirectional):
-    import torch
+    torch = pytest.importorskip("torch")
     from torch.nn.utils.rnn import pack_padded_sequence
 
     T, B, I, H = 9, 6, 3, 7

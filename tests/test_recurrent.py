@@ -168,7 +168,7 @@ def test_dropout_keeps_the_mean():
 @pytest.mark.parametrize("kind", LAYERS)
 def test_accepted_arrays(rng, kind):
     """Strided, Fortran-ordered, read-only, integer and foreign arrays give what their copies give."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     layer = LAYERS[kind](6, 5, 2, rng=0)
     x = rng.integers(-3, 4, (8, 6, 6)).astype("f4")
@@ -280,7 +280,7 @@ def test_many_threads_at_once(rng, kind):
 
 def test_parameters_have_torch_names_and_initial_bounds():
     layer = LSTM(3, 16, 2, bidirectional=True, proj_size=5, rng=4)
-    import torch
+    torch = pytest.importorskip("torch")
 
     theirs = torch.nn.LSTM(3, 16, 2, bidirectional=True, proj_size=5).state_dict()
     assert [(k, tuple(v.shape)) for k, v in theirs.items()] == [

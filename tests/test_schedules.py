@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from fastrnn import losses, optimizers, schedules
 from fastrnn.schedules import Constant, CosineDecay, ExponentialDecay, StepDecay
+
+torch = pytest.importorskip("torch")
 
 ALL = [
     Constant(0.3),

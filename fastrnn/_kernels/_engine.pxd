@@ -26,6 +26,7 @@ cdef extern from "fastrnn.h" nogil:
         FASTRNN_F64
         FASTRNN_FORWARD
         FASTRNN_BACKWARD
+        FASTRNN_KEEP_NOTHING
         FASTRNN_KEEP_ALL
         FASTRNN_BIAS_IH
         FASTRNN_BIAS_HH

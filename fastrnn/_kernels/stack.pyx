@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 
 from fastrnn._kernels._engine cimport (
     FASTRNN_BACKWARD, FASTRNN_BIAS_HH, FASTRNN_BIAS_IH, FASTRNN_F32, FASTRNN_F64, FASTRNN_FORWARD, FASTRNN_KEEP_ALL,
-    FASTRNN_PROJECTED, FASTRNN_REVERSE, FASTRNN_STOPPED, fastrnn_backward, fastrnn_batch, fastrnn_call,
+    FASTRNN_KEEP_NOTHING, FASTRNN_PROJECTED, FASTRNN_REVERSE, FASTRNN_STOPPED, fastrnn_backward, fastrnn_batch, fastrnn_call,
     fastrnn_call_sizes, fastrnn_cell_shape, fastrnn_cell_shapes, fastrnn_current_mode, fastrnn_forward,
     fastrnn_is_fused, fastrnn_map, fastrnn_map_counts, fastrnn_map_size, fastrnn_pack, fastrnn_packed_map_size,
     fastrnn_panels_size, fastrnn_sequence, fastrnn_spec, fastrnn_stack_free, fastrnn_stack_new, fastrnn_status,
@@ -143,8 +143,9 @@ cdef Memory pointers_to(list arrays):
     for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(arrays):
         memset(&pointers[k], 0, sizeof(fastrnn_weights))
         pointers[k].size = sizeof(fastrnn_weights)
-        pointers[k].weight_ih, pointers[k].weight_hh, pointers[k].weight_hr = data(weight_ih), data(weight_hh), data(weight_hr)
+        pointers[k].weight_ih, pointers[k].weight_hh = data(weight_ih), data(weight_hh)
         pointers[k].bias_ih, pointers[k].bias_hh = data(bias_ih), data(bias_hh)
+        pointers[k].weight_hr = data(weight_hr)
     return memory
 
 
@@ -264,6 +265,7 @@ cdef class Stack(Packer):
         call.dy, call.dx = as_sequence(dy), as_sequence(dx)
         call.dh_n, call.dc_n, call.dh_0, call.dc_0 = data(dh), data(dc), data(dh), data(dc)
         call.dweights = <fastrnn_weights *>pointers.block.start
+        fastrnn_call_sizes(self.stack, &call, FASTRNN_BACKWARD, NULL, &call.workspace_size)
         self.run(&call, True)
         return gradients
 
@@ -288,21 +290,21 @@ cdef class Stack(Packer):
         self.open(&call, x, y, map)
         call.h_0, call.c_0, call.h_n, call.c_n = data(h), data(c), data(h), data(c)
         call.x_masks, call.x_scale = <const uint8_t *>data(masks), scale
+        call.keep = FASTRNN_KEEP_ALL if keep else FASTRNN_KEEP_NOTHING
+        fastrnn_call_sizes(self.stack, &call, FASTRNN_FORWARD, &call.tape_size, &call.workspace_size)
         if keep:
-            call.keep = FASTRNN_KEEP_ALL
-            fastrnn_call_sizes(self.stack, &call, FASTRNN_FORWARD, &tape.size, &call.workspace_size)
-            call.tape, call.tape_size = tape.memory.reserve(tape.size), tape.size
+            tape.size = call.tape_size
+            call.tape = tape.memory.reserve(tape.size)
         self.run(&call, False)
         return tape
 
     cdef int run(self, fastrnn_call *call, bint backward) except -1:
+        """Make the call, whose sizes are known, with panels and a workspace."""
         cdef Memory workspace = Memory()
         cdef Packed packed = self.attach(call, backward)
         cdef Watch watch
         cdef fastrnn_status status
         try:
-            fastrnn_call_sizes(self.stack, call, FASTRNN_BACKWARD if backward else FASTRNN_FORWARD, NULL,
-                               &call.workspace_size)
             call.workspace = workspace.reserve(call.workspace_size)
             watch = Watch(0, fastrnn_current_mode())
             call.poll, call.poll_context = ask_for_signals, &watch

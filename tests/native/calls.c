@@ -5,8 +5,8 @@
  *     calls ENGINE THREADS small|long|few
  *
  * Within one run, all ways to the same result are compared to the last bit: with panels and without, with a tape and
- * without, step by step, stopped and begun again, from two threads at once, and each episode alone: a masked step is a
- * deleted step, and a reset cuts a row in two. The long problems are longer than a chunk of time. */
+ * without, step by step, stopped and begun again, from several threads at once, with transposed weights in another order
+ * of gates, and each episode alone: a masked step is a deleted step, and a reset cuts a row in two. The long problems are longer than a chunk of time. */
 #include "problem.h"
 
 #include <pthread.h>
@@ -316,7 +316,80 @@ static void same_gradients(const problem *q, const fastrnn_call *a, const fastrn
             fail(what);
 }
 
-static void compare_backward(const problem *q, const fastrnn_call *kept)
+/* ---- weights with strides and a gate order ------------------------------------------------------------ */
+
+/* The transpose of a matrix (rows, columns), or NULL, whose block k of H rows is block order[k] of `from`. */
+static void *transposed(const char *from, int64_t rows, int64_t columns, int64_t H, const uint8_t *order)
+{
+    char *to = from ? array(rows * columns) : NULL;
+    for (int64_t r = 0; from && r < rows; r++)
+        for (int64_t k = 0; k < columns; k++)
+            memcpy(to + (size_t)(k * rows + r) * item,
+                   from + (size_t)((order[r / H] * H + r % H) * columns + k) * item, item);
+    return to;
+}
+
+/* The same weights, or gradients, with their matrices transposed and their gates in another order. */
+static fastrnn_weights in_other_form(const problem *q, int k, const fastrnn_weights *w, const uint8_t *order)
+{
+    static const uint8_t same[] = {0};
+    const int64_t G = q->cell.gates * q->H;
+    return (fastrnn_weights){
+        .size = sizeof *w,
+        .weight_ih = transposed(w->weight_ih, G, input_size(q, k), q->H, order),
+        .weight_hh = transposed(w->weight_hh, G, q->P, q->H, order),
+        .bias_ih = transposed(w->bias_ih, G, 1, q->H, order),
+        .bias_hh = transposed(w->bias_hh, G, 1, q->H, order),
+        .weight_hr = transposed(w->weight_hr, q->P, q->H, q->P, same),
+        .ih_row = 1,
+        .ih_column = G,
+        .hh_row = 1,
+        .hh_column = G,
+        .hr_row = 1,
+        .hr_column = q->P,
+        .gate_order = order,
+    };
+}
+
+/* As `first` and as the gradients of `plain`, to the bit. */
+static void compare_strided(const problem *q, const fastrnn_call *first, const fastrnn_call *plain)
+{
+    static const uint8_t orders[][4] = {{0}, {0}, {1, 0}, {2, 0, 1}, {2, 0, 3, 1}};
+    const uint8_t *order = orders[q->cell.gates];
+    const int both = FASTRNN_FORWARD | FASTRNN_BACKWARD;
+    problem other = *q;
+    fastrnn_weights dweights[MOST_RUNS], expected[MOST_RUNS];
+    for (int k = 0; k < q->runs; k++)
+        other.weights[k] = in_other_form(q, k, &q->weights[k], order);
+    other.panels = other.panels_backward = block(fastrnn_panels_size(q->stack, both), sizeof(double));
+    expect_ok(fastrnn_pack(q->stack, other.weights, both, other.panels), "gate order");
+    fastrnn_call call = call_of(&other);
+    open_forward(&other, &call, FASTRNN_KEEP_ALL);
+    forward(&other, &call);
+    same_results(q, first, &call, "differs with strided weights");
+
+    open_backward(&other, &call, dweights, 1);
+    for (int k = 0; k < q->runs; k++) {
+        const fastrnn_weights form = other.weights[k];
+        expected[k] = in_other_form(q, k, &plain->dweights[k], order);
+        dweights[k].ih_row = form.ih_row, dweights[k].ih_column = form.ih_column;
+        dweights[k].hh_row = form.hh_row, dweights[k].hh_column = form.hh_column;
+        dweights[k].hr_row = form.hr_row, dweights[k].hr_column = form.hr_column;
+        dweights[k].gate_order = order;
+    }
+    fastrnn_call_sizes(q->stack, &call, FASTRNN_BACKWARD, NULL, &call.workspace_size);
+    call.workspace = block(call.workspace_size, item);
+    if (call.workspace_size > fastrnn_workspace_size(q->stack, q->T, q->B, q->N, q->S, FASTRNN_BACKWARD | FASTRNN_STRIDED))
+        fail("strided gradients want more than the sizes promise");
+    backward(&other, &call);
+    fastrnn_call wanted_call = *plain;
+    wanted_call.dweights = expected;
+    same_gradients(q, &wanted_call, &call, "strided gradients differ");
+}
+
+/* ---- all ways backward -------------------------------------------------------------------------------- */
+
+static void compare_backward(const problem *q, const fastrnn_call *first, const fastrnn_call *kept)
 {
     fastrnn_weights dweights[MOST_RUNS], some_dweights[MOST_RUNS];
     fastrnn_call all = *kept, some = *kept;
@@ -334,6 +407,7 @@ static void compare_backward(const problem *q, const fastrnn_call *kept)
     same_gradients(q, &all, &some, "differs where some gradients are not wanted");
     stop(q, &some, FASTRNN_BACKWARD);
     same_gradients(q, &all, &some, "gradients differ after they were stopped once");
+    compare_strided(q, first, &all);
 }
 
 /* ---- several threads of the program, one stack -------------------------------------------------------- */
@@ -407,7 +481,7 @@ static void solve(problem q)
     open_forward(&q, &kept, FASTRNN_KEEP_ALL);
     forward(&q, &kept);
     same_results(&q, &first, &kept, "differs with a tape");
-    compare_backward(&q, &kept);
+    compare_backward(&q, &first, &kept);
     if (one_in(8))
         compare_callers(&q, &first);
     if (hash_of_inputs(&q) != before)

@@ -174,6 +174,15 @@ static void refuse_calls(void)
         CALL(pass, FASTRNN_INVALID, "workspace", call.workspace_size = workspace - 1);
     }
     CALL(FASTRNN_FORWARD, FASTRNN_OK, "", call.panels = NULL);
+    static const uint8_t no_gate[] = {1};
+    fastrnn_weights wrong = made.weights, strided = made.weights;
+    wrong.gate_order = no_gate;
+    strided.hh_row = 1, strided.hh_column = H;
+    CALL(FASTRNN_FORWARD, FASTRNN_INVALID, "gate_order", call.weights = &wrong);
+    CALL(FASTRNN_BACKWARD, FASTRNN_INVALID, "gate_order", call.weights = &wrong);
+    CALL(FASTRNN_BACKWARD, FASTRNN_INVALID, "gate_order", call.dweights = &wrong);
+    CALL(FASTRNN_FORWARD, FASTRNN_OK, "", call.weights = &strided);
+    CALL(FASTRNN_FORWARD, FASTRNN_INVALID, "panels", call.weights = &strided; call.panels = NULL);
     CALL(FASTRNN_FORWARD, FASTRNN_OK, "", call.keep = FASTRNN_KEEP_NOTHING; call.tape = NULL);
     CALL(FASTRNN_FORWARD, FASTRNN_WRONG_PANELS, "panels", call.panels = made.others_panels);
     CALL(FASTRNN_BACKWARD, FASTRNN_INVALID, "tape", call.keep = FASTRNN_KEEP_NOTHING);
@@ -195,6 +204,10 @@ static void refuse_panels(void)
     }
     fastrnn_use_engine(before);
     void *forward = allocate(fastrnn_panels_size(made.stack, FASTRNN_FORWARD));
+    static const uint8_t no_gate[] = {1};
+    fastrnn_weights wrong = made.weights;
+    wrong.gate_order = no_gate;
+    expect(__LINE__, fastrnn_pack(made.stack, &wrong, FASTRNN_FORWARD, forward), FASTRNN_INVALID, "", "");
     fastrnn_pack(made.stack, &made.weights, FASTRNN_FORWARD, forward);
     CALL(FASTRNN_FORWARD, FASTRNN_OK, "", call.panels = forward);
     CALL(FASTRNN_BACKWARD, FASTRNN_WRONG_PANELS, "panels", call.panels_backward = forward);

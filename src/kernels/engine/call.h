@@ -75,6 +75,10 @@ void fastrnn_lay_out(batch_t *b, int pass);
 void fastrnn_take_forward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_forward_run *run);
 void fastrnn_take_backward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_backward_run *run);
 
+/* Row-major matrices for the gradients that `d` wants, in the order of the cell's gates. */
+fastrnn_weights fastrnn_take_plain(const batch_t *b, fastrnn_arena *arena, const fastrnn_layer *layer,
+                                   const fastrnn_weights *d);
+
 /* What forward and backward of layer k have in common. */
 void fastrnn_open_run(const batch_t *b, int k, fastrnn_run *run);
 

@@ -27,11 +27,9 @@ static size_t scratch_size(const batch_t *b, int pass, int strided)
             backward.dy.scattered = top && dy.scattered;
             backward.dx.scattered = bottom && dx.scattered;
             fastrnn_take_backward_scratch(b, &arena, &backward);
-            if (strided || (b->call->dweights && !fastrnn_is_plain(&b->call->dweights[k], layer)))
-                for (int part = 0; part < 3; part++) {
-                    const int64_t sizes[] = {layer->G * layer->I, layer->G * layer->P, layer->P * layer->H};
-                    fastrnn_take(&arena, (size_t)sizes[part] * b->item);
-                }
+            const fastrnn_weights none = {0}, *d = b->call->dweights ? &b->call->dweights[k] : &none;
+            if (strided || !fastrnn_is_plain(d, layer))
+                fastrnn_take_plain(b, &arena, layer, d);
         }
         most = arena.used > most ? arena.used : most;
     }

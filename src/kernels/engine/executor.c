@@ -150,47 +150,26 @@ static void split_bias(const batch_t *b, const fastrnn_layer *layer, const char 
     }
 }
 
-/* Copy the row-major gradient (rows, columns) to where the caller wants it. */
-static void scatter_weights(const batch_t *b, const char *from, int64_t rows, int64_t columns, void *to, int64_t row,
-                            int64_t column, int64_t H, const uint8_t *order)
+/* Copy a row-major gradient (rows, columns) to where the caller wants it, if it does. */
+static void scatter_weights(const batch_t *b, const char *from, int64_t rows, int64_t columns, const fastrnn_source *to)
 {
-    if (!row && !column)
-        row = columns, column = 1;
-    for (int64_t r = 0; to && r < rows; r++) {
-        const int64_t at = order ? order[r / H] * H + r % H : r;
+    for (int64_t r = 0; from && r < rows; r++) {
+        const int64_t row = to->order ? to->order[r / to->block] * to->block + r % to->block : r;
+        char *at = (char *)(uintptr_t)to->data + (size_t)(row * to->row) * b->item;
         for (int64_t k = 0; k < columns; k++, from += b->item)
-            memcpy((char *)to + (size_t)(at * row + k * column) * b->item, from, b->item);
+            memcpy(at + (size_t)(k * to->column) * b->item, from, b->item);
     }
 }
 
-/* Gradients that the caller wants in another form than row-major are made in the scratch first. */
-static fastrnn_weights take_plain(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *d,
-                                  fastrnn_arena *scratch)
-{
-    fastrnn_weights plain = *d;
-    if (fastrnn_is_plain(d, layer))
-        return plain;
-    const size_t item = b->item;
-    char *ih = fastrnn_take(scratch, (size_t)(layer->G * layer->I) * item);
-    char *hh = fastrnn_take(scratch, (size_t)(layer->G * layer->P) * item);
-    char *hr = layer->projected ? fastrnn_take(scratch, (size_t)(layer->P * layer->H) * item) : NULL;
-    plain.weight_ih = d->weight_ih ? ih : NULL;
-    plain.weight_hh = d->weight_hh ? hh : NULL;
-    plain.weight_hr = d->weight_hr ? hr : NULL;
-    return plain;
-}
-
+/* The gradients that were made in the scratch, because the caller wants them in another form than row-major. */
 static void give_plain(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *plain,
                        const fastrnn_weights *d)
 {
-    if (fastrnn_is_plain(d, layer))
-        return;
     uint8_t blocks[8];
-    const uint8_t *order = fastrnn_block_order(d, layer, blocks);
-    const int64_t H = layer->H, G = layer->G;
-    scatter_weights(b, plain->weight_ih, G, layer->I, d->weight_ih, d->ih_row, d->ih_column, H, order);
-    scatter_weights(b, plain->weight_hh, G, layer->P, d->weight_hh, d->hh_row, d->hh_column, H, order);
-    scatter_weights(b, plain->weight_hr, layer->P, H, d->weight_hr, d->hr_row, d->hr_column, H, NULL);
+    const fastrnn_sources to = fastrnn_sources_of(d, layer, fastrnn_block_order(d, layer, blocks));
+    scatter_weights(b, plain->weight_ih, layer->G, layer->I, &to.ih);
+    scatter_weights(b, plain->weight_hh, layer->G, layer->P, &to.hh);
+    scatter_weights(b, plain->weight_hr, layer->P, layer->H, &to.hr);
 }
 
 static void zero_gradients(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *d)
@@ -220,7 +199,8 @@ static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_
     fastrnn_open_run(b, k, run);
     backward.dy = columns_of(b, dy, direction, layer->P);
     const fastrnn_weights none = {0}, *d = call->dweights ? &call->dweights[k] : &none;
-    backward.dweights = take_plain(b, layer, d, &scratch);
+    const int plain = fastrnn_is_plain(d, layer);
+    backward.dweights = plain ? *d : fastrnn_take_plain(b, &scratch, layer, d);
     run->h = kept->h_0, run->c = kept->c_0;
     run->gates = fastrnn_keeps_gates(b->stack, layer) ? kept->gates : run->h_rows;
     run->c_rows = kept->c;
@@ -238,7 +218,8 @@ static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_
         zero_gradients(b, layer, &backward.dweights);
     else if (run_backward(b, &backward))
         return 1;
-    give_plain(b, layer, &backward.dweights, d);
+    if (!plain)
+        give_plain(b, layer, &backward.dweights, d);
     split_bias(b, layer, backward.dbias, d);
     if (b->map && call->dh_0)
         fastrnn_begin_gradients(b, k, backward.dh, call->dh_n, layer->P, call->dh_0);

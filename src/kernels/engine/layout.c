@@ -171,3 +171,17 @@ void fastrnn_take_backward_scratch(const batch_t *b, fastrnn_arena *arena, fastr
     if (backward->dx.scattered)
         backward->dx_chunk = fastrnn_take(arena, (size_t)(chunk * I) * item);
 }
+
+fastrnn_weights fastrnn_take_plain(const batch_t *b, fastrnn_arena *arena, const fastrnn_layer *layer,
+                                   const fastrnn_weights *d)
+{
+    char *ih = fastrnn_take(arena, (size_t)(layer->G * layer->I) * b->item);
+    char *hh = fastrnn_take(arena, (size_t)(layer->G * layer->P) * b->item);
+    char *hr = layer->projected ? fastrnn_take(arena, (size_t)(layer->P * layer->H) * b->item) : NULL;
+    return (fastrnn_weights){
+        .size = sizeof *d,
+        .weight_ih = d->weight_ih ? ih : NULL,
+        .weight_hh = d->weight_hh ? hh : NULL,
+        .weight_hr = d->weight_hr ? hr : NULL,
+    };
+}

@@ -214,6 +214,15 @@ static fastrnn_source source_of(const void *data, int64_t columns, int64_t row, 
     return (fastrnn_source){data, plain ? columns : row, plain ? 1 : column, H, order};
 }
 
+fastrnn_sources fastrnn_sources_of(const fastrnn_weights *w, const fastrnn_layer *layer, const uint8_t *order)
+{
+    return (fastrnn_sources){
+        .ih = source_of(w->weight_ih, layer->I, w->ih_row, w->ih_column, layer->H, order),
+        .hh = source_of(w->weight_hh, layer->P, w->hh_row, w->hh_column, layer->H, order),
+        .hr = source_of(w->weight_hr, layer->H, w->hr_row, w->hr_column, layer->P, NULL),
+    };
+}
+
 int fastrnn_has_valid_order(const fastrnn_weights *w, const fastrnn_layer *layer)
 {
     const int gates = layer->shape.gates;
@@ -228,11 +237,9 @@ int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer)
     for (int k = 0; w->gate_order && k < layer->shape.gates; k++)
         if (w->gate_order[k] != k)
             return 0;
-    const fastrnn_source ih = source_of(NULL, layer->I, w->ih_row, w->ih_column, 0, NULL);
-    const fastrnn_source hh = source_of(NULL, layer->P, w->hh_row, w->hh_column, 0, NULL);
-    const fastrnn_source hr = source_of(NULL, layer->H, w->hr_row, w->hr_column, 0, NULL);
-    return ih.row == layer->I && hh.row == layer->P && hr.row == layer->H && ih.column == 1 && hh.column == 1 &&
-           hr.column == 1;
+    const fastrnn_sources at = fastrnn_sources_of(w, layer, NULL);
+    return at.ih.row == layer->I && at.hh.row == layer->P && at.hr.row == layer->H && at.ih.column == 1 &&
+           at.hh.column == 1 && at.hr.column == 1;
 }
 
 const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer *layer, uint8_t order[8])
@@ -252,28 +259,26 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
     const int64_t H = layer->H, I = layer->I, P = layer->P;
     uint8_t blocks[8];
     const uint8_t *order = fastrnn_block_order(w, layer, blocks);
-    const fastrnn_source ih = source_of(w->weight_ih, I, w->ih_row, w->ih_column, H, order);
-    const fastrnn_source hh = source_of(w->weight_hh, P, w->hh_row, w->hh_column, H, order);
-    const fastrnn_source hr = source_of(w->weight_hr, H, w->hr_row, w->hr_column, 0, NULL);
+    const fastrnn_sources at = fastrnn_sources_of(w, layer, order);
     if (backward) {
-        table->pack_columns(I, layer->G, &ih, to.ih);
-        table->pack_columns(P, layer->G, &hh, to.hh);
+        table->pack_columns(I, layer->G, &at.ih, to.ih);
+        table->pack_columns(P, layer->G, &at.hh, to.hh);
         if (layer->projected)
-            table->pack_columns(H, P, &hr, to.hr);
+            table->pack_columns(H, P, &at.hr, to.hr);
         return;
     }
     table->pack_bias(layer, w, order, to.bias);
-    table->pack_rows(shape.gates, H, I, &ih, to.ih);
-    table->pack_rows(shape.hidden_blocks, H, P, &hh, to.hh);
+    table->pack_rows(shape.gates, H, I, &at.ih, to.ih);
+    table->pack_rows(shape.hidden_blocks, H, P, &at.hh, to.hh);
     if (shape.has_reset) { /* the last gate has panels of its own */
         const int64_t last = order ? order[shape.hidden_blocks] : shape.hidden_blocks;
-        fastrnn_source reset = hh;
-        reset.data = (const char *)hh.data + (size_t)(last * H * hh.row) * stack->item, reset.order = NULL;
+        fastrnn_source reset = at.hh;
+        reset.data = (const char *)at.hh.data + (size_t)(last * H * at.hh.row) * stack->item, reset.order = NULL;
         table->pack_rows(1, H, H, &reset,
                          (char *)to.hh + (size_t)table->packed_size(shape.hidden_blocks, H, P) * stack->item);
     }
     if (layer->projected)
-        table->pack_rows(1, P, H, &hr, to.hr);
+        table->pack_rows(1, P, H, &at.hr, to.hr);
 }
 
 fastrnn_status fastrnn_pack(const fastrnn_stack *stack, const fastrnn_weights *weights, int passes, void *panels)

@@ -31,6 +31,12 @@ int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer);
  * returned; NULL if w has no gate order. */
 const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer *layer, uint8_t order[8]);
 
+/* The matrices of `w` with their strides; `order` is that of fastrnn_block_order. */
+typedef struct {
+    fastrnn_source ih, hh, hr;
+} fastrnn_sources;
+fastrnn_sources fastrnn_sources_of(const fastrnn_weights *w, const fastrnn_layer *layer, const uint8_t *order);
+
 /* The panels of layers[k]. `panels` must match (fastrnn_match_panels). */
 fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int backward, int k);
 

@@ -6,7 +6,8 @@
  * C11. The engine allocates nothing but stacks, throws nothing and prints nothing. Every struct begins with its size:
  * set it with sizeof, and members that a later version adds at the end are zero for it. Sizes of maps, panels, tapes
  * and workspaces follow from specs, T, B and an upper bound of N only, never from data, threads or the processor, so
- * that a traced graph can hold them. Data needs the alignment of its element; the engine aligns what lies inside. */
+ * that a traced graph can hold them. Data needs the alignment of its element, maps and panels that of a uint64_t; the
+ * engine aligns what lies inside. */
 #ifndef FASTRNN_H
 #define FASTRNN_H
 
