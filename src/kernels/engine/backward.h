@@ -8,26 +8,26 @@ typedef struct {
     rows_t dy;                             /* of the chunk */
     real *dgates, *units_kept, *dh_kept;   /* this step's rows of the chunk's scratch */
     product_t back;                        /* dh of the step before = dgates W_hh */
+    product_t unit;                        /* gradient of o tanh(c) = dh W_hr */
+    product_t reset;                       /* gradient of r*h_prev = da_n W_hn */
 } backward_t;
 
 /* to (n, units) = a (n, K) times panels of `depth` rows, of a plain matrix. */
-static product_t plain_product(const fastrnn_member *me, fastrnn_size K, fastrnn_size units, const real *panels,
-                               fastrnn_size depth, const real *a, fastrnn_size a_row, real *to)
+static product_t plain_product(fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth, const real *a,
+                               fastrnn_size a_row, real *to)
 {
     return (product_t){
-        .me = me,
+        .columns = &plain_columns,
         .K = K,
         .units = units,
-        .blocks = 1,
-        .w = {panels, weight_width(1), depth},
+        .panels = panels,
+        .depth = depth,
         .a = a,
         .a_row = a_row,
         .a_k = 1,
         .ld_from = units,
         .to = to,
         .ld_to = units,
-        .stride = LANES,
-        .column = plain_columns,
     };
 }
 
@@ -36,7 +36,7 @@ static product_t plain_product(const fastrnn_member *me, fastrnn_size K, fastrnn
 /* Of this member's rows of the step, those from `row` on that have a step before, or else those that begin. */
 typedef struct {
     fastrnn_size n;
-    rows_t h_prev;
+    const rows_t *h_prev;
     int has_before;
 } part_t;
 
@@ -44,8 +44,8 @@ static part_t part_of_step(const step_t *s, fastrnn_size row)
 {
     const fastrnn_size to = least(s->rows.to, s->n);
     if (row < s->old)
-        return (part_t){least(to, s->old) - row, s->h_old, 1};
-    return (part_t){to - row, s->h_new, 0};
+        return (part_t){least(to, s->old) - row, &s->h_old, 1};
+    return (part_t){to - row, &s->h_new, 0};
 }
 
 /* The cells, of this member's rows and units of the step. The rows are whole, not a group of units at a time as in
@@ -72,8 +72,8 @@ static void apply_backward(const backward_t *b)
             .unit = s->units.from * LANES,
             .end = least(s->units.to * LANES, H),
             .gates = (const real *)run->gates + at * layer->AH,
-            .h_prev = row_of(part.h_prev, row),
-            .ld_prev = part.h_prev.ld,
+            .h_prev = row_of(*part.h_prev, row),
+            .ld_prev = part.h_prev->ld,
             .c = c,
             .c_prev = c_prev,
             .dy = b->dy.at && !layer->projected ? row_of(b->dy, at) : 0,
@@ -100,8 +100,8 @@ static void apply_reset_backward(const backward_t *b)
             .unit = s->units.from * LANES,
             .end = least(s->units.to * LANES, H),
             .gates = (const real *)s->run->gates + (s->first + row) * layer->AH,
-            .h_prev = row_of(part.h_prev, row),
-            .ld_prev = part.h_prev.ld,
+            .h_prev = row_of(*part.h_prev, row),
+            .ld_prev = part.h_prev->ld,
             .drh = b->units_kept + row * H,
             .dgates = b->dgates + row * layer->AH,
             .dh = (real *)b->run->dh + row * H,
@@ -132,7 +132,7 @@ static void carry_back(backward_t *b, const real *dgates, fastrnn_size n)
     const step_t *s = &b->step;
     b->back.a = dgates;
     b->back.downward = s->t & 1;
-    run_product(&b->back, s->rows.from, least(s->rows.to, n), s->out.from, s->out.to, 0, 0);
+    run_product(&b->back, s->me, s->rows.from, least(s->rows.to, n), s->out.from, s->out.to, 0, 0);
 }
 
 /* dgates of step t, given those (n, AH) of the step after it if it is in the same chunk, else n = 0. */
@@ -140,22 +140,19 @@ static void step_backward(backward_t *b, const real *dgates, fastrnn_size n)
 {
     const step_t *s = &b->step;
     const fastrnn_layer *layer = s->layer;
-    const fastrnn_layer_panels panels = s->run->panels;
-    const fastrnn_size H = layer->H, P = layer->P, to = least(s->rows.to, s->n);
+    const fastrnn_size to = least(s->rows.to, s->n);
     carry_back(b, dgates, n);
     if (layer->projected) {
         apply_upstream(b);
         wait_for_members(s);
-        const product_t p = plain_product(s->me, P, H, panels.hr, P, b->run->dh, P, b->run->dunit);
-        run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
+        run_product(&b->unit, s->me, s->rows.from, to, s->units.from, s->units.to, 0, 0);
     }
     apply_backward(b);
     if (layer->shape.has_reset) {
-        const fastrnn_size direct = layer->shape.hidden_blocks * H;
         wait_for_members(s);
-        product_t p = plain_product(s->me, H, H, panels.hh, layer->G, b->dgates + direct, layer->AH, b->units_kept);
-        p.first_k = direct;
-        run_product(&p, s->rows.from, to, s->units.from, s->units.to, 0, 0);
+        b->reset.a = b->dgates + b->reset.first_k;
+        b->reset.to = b->units_kept;
+        run_product(&b->reset, s->me, s->rows.from, to, s->units.from, s->units.to, 0, 0);
         apply_reset_backward(b);
     }
     wait_for_members(s);
@@ -222,7 +219,7 @@ static void pack_chunk(backward_t *b, fastrnn_size first, fastrnn_size rows)
     const fastrnn_layer *layer = s->layer;
     const fastrnn_size H = layer->H, I = layer->I, AH = layer->AH;
     /* Those of a projection are multiplied with rows of dh, not with columns of panels. */
-    const int units_width = layer->projected ? weight_width(1) : COLUMN_WIDTH;
+    const int units_width = layer->projected ? WEIGHT_WIDTH(1) : COLUMN_WIDTH;
     span_t mine = share_of(s->me, vector_count(AH), 1);
     if (d->weight_ih || d->weight_hh)
         panels_of_columns(AH, 1, rows, 0, rows, run->dgates, AH, run->panels_dgates, mine.from, mine.to);
@@ -244,13 +241,13 @@ static void add_to_weights(const backward_t *b, fastrnn_size rows, fastrnn_size 
 {
     const fastrnn_member *me = b->step.me;
     const span_t mine = share_of(me, n, COLUMN_ROWS);
-    product_t p = plain_product(me, rows, columns, panels, rows, b->run->panels_dgates, 1, dw);
-    p.w.width = COLUMN_WIDTH;
+    product_t p = plain_product(rows, columns, panels, rows, b->run->panels_dgates, 1, dw);
+    p.columns = &wide_columns;
     p.a_k = LANES;
     p.a_panel = panel_size(rows, 1);
     p.a_first = column;
     p.from = add ? dw : 0;
-    run_product(&p, mine.from, mine.to, 0, vector_count(columns), 0, 0);
+    run_product(&p, me, mine.from, mine.to, 0, vector_count(columns), 0, 0);
 }
 
 /* The first chunk finds nothing to add to. */
@@ -272,11 +269,10 @@ static void add_weight_gradients(const backward_t *b, fastrnn_size rows, int add
         add_to_weights(b, rows, AH - H, H, run->panels_x, I, add, dw_ih + direct_x * I);
     if (run->dweights.weight_hr) {
         const span_t mine = share_of(b->step.me, P, COLUMN_ROWS);
-        product_t p = plain_product(b->step.me, rows, H, run->panels_units, rows, run->dh_rows, 1,
-                                    run->dweights.weight_hr);
+        product_t p = plain_product(rows, H, run->panels_units, rows, run->dh_rows, 1, run->dweights.weight_hr);
         p.a_k = P;
         p.from = add ? p.to : 0;
-        run_product(&p, mine.from, mine.to, 0, vector_count(H), 0, 0);
+        run_product(&p, b->step.me, mine.from, mine.to, 0, vector_count(H), 0, 0);
     }
 }
 
@@ -296,16 +292,16 @@ static void set_dx(const backward_t *b, fastrnn_size first, fastrnn_size rows)
     const fastrnn_size ld = run->dx.scattered ? I : run->dx.row;
     if (run->dx.scattered && run->add_to_dx)
         fastrnn_gather(s->run, &run->dx, I, begin, n, 0, to + mine.from * ld);
-    product_t p = plain_product(s->me, direct, I, s->run->panels.ih, layer->G, run->dgates, layer->AH, to);
+    product_t p = plain_product(direct, I, s->run->panels.ih, layer->G, run->dgates, layer->AH, to);
     p.ld_from = p.ld_to = ld;
     p.from = run->add_to_dx ? p.to : 0;
-    run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
+    run_product(&p, s->me, mine.from, mine.to, 0, vector_count(I), 0, 0);
     if (shape.gates > shape.input_blocks) {
         p.K = H;
         p.first_k = direct;
         p.a += layer->AH - H;
         p.from = p.to;
-        run_product(&p, mine.from, mine.to, 0, vector_count(I), 0, 0);
+        run_product(&p, s->me, mine.from, mine.to, 0, vector_count(I), 0, 0);
     }
     if (run->dx.scattered)
         fastrnn_scatter(s->run, &run->dx, I, begin, n, 0, to + mine.from * ld, ld);
@@ -324,19 +320,34 @@ static void gather_dy(backward_t *b)
     fastrnn_gather(s->run, dy, s->layer->P, first + mine.from, mine.to - mine.from, 1, row_of(b->dy, first + mine.from));
 }
 
+/* The products of a step, but for its rows of dgates. */
+static void make_backward(backward_t *b)
+{
+    const fastrnn_backward_run *run = b->run;
+    const fastrnn_layer *layer = b->step.layer;
+    const fastrnn_layer_panels panels = run->run.panels;
+    const fastrnn_size H = layer->H, P = layer->P, G = layer->G, AH = layer->AH, direct = layer->shape.hidden_blocks * H;
+    b->back = plain_product(direct, P, panels.hh, G, 0, AH, run->dh);
+    b->back.from = layer->projected ? 0 : run->dh;
+    if (layer->projected)
+        b->unit = plain_product(P, H, panels.hr, P, run->dh, P, run->dunit);
+    if (layer->shape.has_reset) {
+        b->reset = plain_product(H, H, panels.hh, G, 0, AH, 0);
+        b->reset.first_k = direct;
+    }
+}
+
 static void work_backward(void *context, const fastrnn_member *me)
 {
     const fastrnn_backward_run *backward = context;
     const fastrnn_run *run = &backward->run;
     const fastrnn_layer *layer = run->layer;
-    const fastrnn_size direct = layer->shape.hidden_blocks * layer->H;
     backward_t b;
     begin_run(&b.step, run, me);
     b.run = backward;
     b.dy = (rows_t){backward->dy.data, 0, backward->dy.row};
-    b.back = plain_product(me, direct, layer->P, run->panels.hh, layer->G, 0, layer->AH, backward->dh);
     unsigned turn = 0;
-    b.back.from = layer->projected ? 0 : backward->dh;
+    make_backward(&b);
     for (fastrnn_size done = 0, steps; done < run->T; done += steps, turn++) {
         steps = fastrnn_next_chunk(run, done, !layer->reverse);
         const fastrnn_size from = layer->reverse ? done : run->T - done - steps, first = run->offsets[from];
@@ -347,7 +358,8 @@ static void work_backward(void *context, const fastrnn_member *me)
             fastrnn_barrier(me);
         }
         steps_backward(&b);
-        gather_x(&b.step);
+        if (backward->dweights.weight_ih) /* nothing else reads x */
+            gather_x(&b.step);
         fastrnn_barrier(me);
         if (!fastrnn_stopping(me, 0))
             pack_chunk(&b, first, rows);

@@ -13,7 +13,7 @@ typedef struct {
     int project_by_step;
     fastrnn_size width;   /* of a row of sums */
     const real *bias;     /* as a row of sums */
-    rows_t h_prev;        /* of the rows at hand: one of the two of the step */
+    const rows_t *h_prev; /* of the rows at hand: one of the two of the step */
     product_t input, hidden, reset, output; /* of every step; its rows are set with each */
 } forward_t;
 
@@ -35,8 +35,8 @@ static void apply_forward(const void *context, fastrnn_size row, fastrnn_size n,
         .sums = {to + row * ld, ld, LANES, layer->shape.accumulators},
         /* What is kept may be the history, which is written anyway. */
         .gates = run->gates && run->gates != run->h_rows ? (real *)run->gates + at * layer->AH : 0,
-        .h_prev = row_of(f->h_prev, row),
-        .ld_prev = f->h_prev.ld,
+        .h_prev = row_of(*f->h_prev, row),
+        .ld_prev = f->h_prev->ld,
         .h = layer->projected ? (real *)f->run->unit + row * H : row_of(s->history, at),
         .ldh = layer->projected ? H : s->history.ld,
         .c = run->c ? (real *)run->c + row * H : 0,
@@ -55,8 +55,8 @@ static void apply_reset_forward(const void *context, fastrnn_size row, fastrnn_s
         .unit = unit,
         .end = end,
         .sums = {to + row * ld, ld, LANES, layer->shape.accumulators},
-        .h_prev = row_of(f->h_prev, row),
-        .ld_prev = f->h_prev.ld,
+        .h_prev = row_of(*f->h_prev, row),
+        .ld_prev = f->h_prev->ld,
         .rh = (real *)f->run->unit + row * layer->H,
     });
 }
@@ -101,32 +101,30 @@ static void set_bias(const forward_t *f, span_t rows, span_t units, real *sums)
 
 /* ---- products ---------------------------------------------------------------------------------------- */
 
-/* Where the products of a cell find their sums. A block feeds the accumulator of its number, and the last block the last,
- * which may be one further on. */
+/* The columns of a cell's products. A block feeds the accumulator of its number, and the last block the last, which may be
+ * one further on. */
 typedef struct {
-    fastrnn_size input[MOST_COLUMNS], hidden[MOST_COLUMNS], reset[MOST_COLUMNS];
+    columns_t input, hidden, reset;
 } cell_columns;
 #define CELL_COLUMNS(CELL, GATES_, A, INPUT, HIDDEN, ...)                                                    \
-    {COLUMNS(GATES_, A, A - 1), COLUMNS(HIDDEN, A, HIDDEN - 1), COLUMNS(1, A, HIDDEN)},
+    {COLUMNS(GATES_, A, A - 1, WEIGHT_WIDTH(GATES_), 1), COLUMNS(HIDDEN, A, HIDDEN - 1, WEIGHT_WIDTH(HIDDEN), 1), \
+     COLUMNS(1, A, HIDDEN, WEIGHT_WIDTH(1), 1)},
 static const cell_columns columns_of_cells[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_COLUMNS)};
 
-/* sums of `blocks` blocks of units += a w^T, w (blocks*H, K) in panels, or as it is where there are none. Every member
- * is set one by one: to clear the struct first would take longer than a step of a small layer has. */
-static void set_product(const forward_t *f, product_t *p, int blocks, fastrnn_size K, const real *panels, const real *w,
-                        const fastrnn_size *column)
+/* sums += a w^T, w (blocks*H, K) in panels, or as it is where there are none. Members are set one by one: an initializer
+ * clears the struct first, by an instruction that is slow to start (rep stos), and a step of a small layer has several. */
+static void set_product(const forward_t *f, product_t *p, const columns_t *columns, fastrnn_size K, const real *panels,
+                        const real *w)
 {
-    p->me = f->step.me;
+    p->columns = columns;
+    p->K = K, p->units = f->step.layer->H;
     p->before = 0, p->continues = p->compact = p->downward = 0;
-    p->K = K, p->units = f->step.layer->H, p->blocks = blocks;
-    p->w.at = panels, p->w.width = weight_width(blocks), p->w.depth = K;
+    p->panels = panels, p->depth = K, p->first_k = 0;
     p->matrix = w, p->ld_matrix = K;
-    p->first_k = 0;
     p->a = 0, p->a_row = K, p->a_k = 1, p->a_panel = p->a_first = 0;
     p->from = 0, p->ld_from = f->width;
     p->to = 0, p->ld_to = f->width;
-    p->stride = f->step.layer->shape.accumulators * LANES;
-    p->column = column;
-    p->sums = 1;
+    p->schedule.rows = 0;
 }
 
 /* The products of a step, but for its rows of x, h and sums. */
@@ -139,9 +137,9 @@ static void make_forward(forward_t *f)
     const fastrnn_size H = layer->H, P = layer->P;
     const int hidden = shape.hidden_blocks;
     const cell_columns *columns = &columns_of_cells[layer->cell];
-    set_product(f, &f->input, shape.gates, layer->I, run->panels.ih, w->weight_ih, columns->input);
+    set_product(f, &f->input, &columns->input, layer->I, run->panels.ih, w->weight_ih);
     f->input.from = f->bias, f->input.ld_from = 0;
-    set_product(f, &f->hidden, hidden, P, run->panels.hh, w->weight_hh, columns->hidden);
+    set_product(f, &f->hidden, &columns->hidden, P, run->panels.hh, w->weight_hh);
     if (f->project_by_step) {
         f->hidden.before = &f->input;
         f->hidden.continues = f->hidden.compact = hidden == shape.gates;
@@ -150,16 +148,14 @@ static void make_forward(forward_t *f)
     }
     if (shape.has_reset) { /* sums of the last block += (r h) W_hh^T */
         const real *panels = run->panels.hh ? (const real *)run->panels.hh + packed_size(hidden, H, P) : 0;
-        set_product(f, &f->reset, 1, H, panels, (const real *)w->weight_hh + hidden * H * P, columns->reset);
+        set_product(f, &f->reset, &columns->reset, H, panels, (const real *)w->weight_hh + hidden * H * P);
         f->reset.a = f->run->unit;
     }
     if (layer->projected) { /* h = (o tanh(c)) W_hr^T */
-        set_product(f, &f->output, 1, H, run->panels.hr, w->weight_hr, plain_columns);
+        set_product(f, &f->output, &plain_columns, H, run->panels.hr, w->weight_hr);
         f->output.units = P;
         f->output.a = f->run->unit;
         f->output.ld_to = run->ldh;
-        f->output.stride = LANES;
-        f->output.sums = 0;
     }
 }
 
@@ -174,7 +170,7 @@ static void project(forward_t *f, real *sums)
     const span_t units = share_of(by_rows ? &alone : me, vector_count(s->layer->H), 1);
     f->input.a = row_of(s->x, first), f->input.a_row = s->x.ld;
     f->input.to = sums;
-    run_product(&f->input, mine.from, mine.to, units.from, units.to, 0, 0);
+    run_product(&f->input, me, mine.from, mine.to, units.from, units.to, 0, 0);
     set_bias(f, mine, units, sums);
     fastrnn_barrier(me);
 }
@@ -183,13 +179,14 @@ static void project(forward_t *f, real *sums)
 static void from_states(forward_t *f, product_t *p, epilogue_t epilogue)
 {
     const step_t *s = &f->step;
-    const fastrnn_size from = s->rows.from, to = least(s->rows.to, s->n);
-    const fastrnn_size middle = least(greatest(from, s->old), to);
-    for (int part = 0; part < 2; part++) {
-        f->h_prev = part ? s->h_new : s->h_old;
+    const fastrnn_size end = least(s->rows.to, s->n);
+    for (fastrnn_size row = s->rows.from, next; row < end; row = next) {
+        const int begins = row >= s->old;
+        next = begins ? end : least(s->old, end);
+        f->h_prev = begins ? &s->h_new : &s->h_old;
         if (p == &f->hidden)
-            p->a = f->h_prev.at, p->a_row = f->h_prev.ld;
-        run_product(p, part ? middle : from, part ? to : middle, s->units.from, s->units.to, epilogue, f);
+            p->a = f->h_prev->at, p->a_row = f->h_prev->ld;
+        run_product(p, s->me, row, next, s->units.from, s->units.to, epilogue, f);
     }
 }
 
@@ -229,7 +226,7 @@ static void step_forward(forward_t *f, fastrnn_size t, real *sums)
     if (s->layer->projected) {
         wait_for_members(s);
         f->output.to = row_of(s->history, s->first);
-        run_product(&f->output, s->rows.from, least(s->rows.to, s->n), s->out.from, s->out.to, 0, 0);
+        run_product(&f->output, s->me, s->rows.from, least(s->rows.to, s->n), s->out.from, s->out.to, 0, 0);
     }
     wait_for_members(s);
     keep_final(s);

@@ -1,17 +1,16 @@
 /* Products: the register tile, the packing of its weights, and the loop that covers a matrix with tiles.
  *
- * Everything the engine multiplies goes through here: the input's projection, the recurrent product, and
- * all products of BPTT. A product has rows (of the batch), `units` columns in each of `blocks` blocks (the
- * gates of a cell), and depth K:
+ * Everything the engine multiplies goes through here: the projection of the inputs, the recurrent product, and all
+ * products of BPTT. A product has rows (of the batch), `units` columns in each of `blocks` blocks (the gates of a cell),
+ * and depth K:
  *
  *     to[r, b, u] = from[r, b, u] + sum over k = 0 .. K-1 of a(r, k) w(k, b, u)
  *
- * The columns are taken in vectors of LANES: those of all blocks of the first LANES units, then those of the
- * next. w is packed in panels of two to four such vectors, panel[k][vector][lane], so that however many
- * vectors a tile has it reads memory as few streams. A tile is R rows by Q vectors, held in registers.
- * Each number of `to` is one chain of fused multiply-adds in the order of k, whatever R, Q and LANES are:
- * that is why a row has the same bits alone or in a batch, on any number of threads, and on any
- * instruction set that has the instruction.
+ * Columns are taken in vectors of LANES: those of all blocks of the first LANES units, then those of the next. w is
+ * packed in panels of two to four such vectors, panel[k][vector][lane], so a tile reads memory as few streams, however
+ * many vectors it has. A tile is R rows by Q vectors, held in registers. Each number of `to` is one chain of fused
+ * multiply-adds in the order of k, whatever R, Q and LANES are. So a row has the same bits alone or in a batch, on any
+ * number of threads, and on any instruction set that has the instruction.
  */
 
 /* Accumulators of a tile: registers, less those for a column of one operand and an element of the other. */
@@ -24,76 +23,90 @@
 /* Vectors of a tile, and those before it of the same units. */
 #define MOST_COLUMNS 16
 
-
+/* The columns of a product. Vector v, counted from block 0 of the first units, is at column[v] in `to` and `from`; the
+ * same block of the units of vector u is u*stride further on. */
 typedef struct {
-    const real *at;
-    int width;          /* vectors of a panel, 2 to 4 */
-    fastrnn_size depth; /* rows */
-} panels_t;
+    int blocks, width; /* vectors of a panel, 2 to 4 */
+    int whole;         /* rows of `to` have room for whole vectors, whatever `units` is; else there is one block */
+    fastrnn_size stride, column[MOST_COLUMNS];
+} columns_t;
 
-typedef struct product_t {
-    const fastrnn_member *me; /* whose part of the work it is */
-    const struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
-    int continues; /* the sums of `before`, which stay in registers, except where the columns differ */
-    fastrnn_size K, units;
-    int blocks;
-    int downward; /* from the last units to the first: as every second step does, so that it begins with the
-                   * weights that the one before read last, which a cache still holds */
-    panels_t w;
-    const real *matrix; /* where w.at is NULL: the weights themselves, (blocks*units, K) with ld_matrix (unpacked.h) */
-    fastrnn_size ld_matrix;
-    fastrnn_size first_k; /* of the panels' rows, where they are more than K */
-    const real *a; /* a(r, k) = a[r*a_row + k*a_k], unless a_panel */
-    fastrnn_size a_row, a_k;
-    fastrnn_size a_panel; /* 0, or: rows of a are columns of panels of this size, from column a_first on */
-    fastrnn_size a_first;
-    const real *from;     /* NULL: zeros; ld_from = 0: the same for every row */
-    fastrnn_size ld_from;
-    real *to;
-    fastrnn_size ld_to;
-    /* Where the columns are in `to` and `from`: of the v-th vector, counted from block 0 of the first units, at
-     * column[v]; of the units of vector u, that and u*stride. In a plain matrix v*LANES, and LANES. */
-    fastrnn_size stride;
-    const fastrnn_size *column; /* (MOST_COLUMNS,) */
-    int sums;    /* `to` has room for whole vectors, whatever `units` is; else there is one block */
-    int compact; /* `to` is used again for every group of units, so that it never leaves the L1 cache */
-} product_t;
+/* Vectors of a panel of weights, as the tile of many rows has them. Columns of a matrix that are multiplied with those of
+ * another are in panels of three. */
+#define WEIGHT_WIDTH(BLOCKS) ((BLOCKS) == 3 ? 3 : TILE_VECTORS / 6)
+#define COLUMN_WIDTH 3
 
-/* `column` of B blocks, of which block b is number b of the A vectors of a unit, but the last one number LAST. */
+/* `columns_t` of B blocks. Block b is number b of the A vectors of a unit, but the last block is number LAST. */
 #define COLUMN(v, B, A, LAST) (((v) / (B) * (A) + ((v) % (B) + 1 < (B) ? (v) % (B) : (LAST))) * LANES)
 #define FOUR_COLUMNS(v, B, A, LAST)                                                                          \
     COLUMN(v, B, A, LAST), COLUMN(v + 1, B, A, LAST), COLUMN(v + 2, B, A, LAST), COLUMN(v + 3, B, A, LAST)
-#define COLUMNS(B, A, LAST)                                                                                  \
+#define COLUMNS(B, A, LAST, WIDTH, WHOLE)                                                                    \
     {                                                                                                        \
-        FOUR_COLUMNS(0, B, A, LAST), FOUR_COLUMNS(4, B, A, LAST), FOUR_COLUMNS(8, B, A, LAST),               \
-            FOUR_COLUMNS(12, B, A, LAST)                                                                     \
+        B, WIDTH, WHOLE, (A) * LANES,                                                                        \
+        {                                                                                                    \
+            FOUR_COLUMNS(0, B, A, LAST), FOUR_COLUMNS(4, B, A, LAST), FOUR_COLUMNS(8, B, A, LAST),           \
+                FOUR_COLUMNS(12, B, A, LAST)                                                                 \
+        }                                                                                                    \
     }
-static const fastrnn_size plain_columns[MOST_COLUMNS] = COLUMNS(1, 1, 0);
+/* Plain matrices, with w in panels of weights, and in panels of columns. */
+static const columns_t plain_columns = COLUMNS(1, 1, 0, WEIGHT_WIDTH(1), 0);
+static const columns_t wide_columns = COLUMNS(1, 1, 0, COLUMN_WIDTH, 0);
 
-/* The rows that share one pass over the panels, and the group of units at hand. */
+/* How rows and vectors of units are divided. It follows from their numbers and from the product's shape, so the steps of
+ * a run that have as many rows share it. */
+typedef struct {
+    fastrnn_size rows, from, to; /* what it is for: rows, and vectors of units */
+    fastrnn_size sweeps;         /* over the panels: the rows are divided among them */
+    /* A group of units is covered by tiles, and then the cell has it. Its borders are multiples of a grain. */
+    fastrnn_size grain, grains, groups;
+    fastrnn_size ld_to; /* as a group sees it */
+    int64_t flops;      /* of a group in a sweep, at most */
+    int ahead;          /* the next panel is prefetched */
+    int undivided;      /* a few rows: one tile is as high, and all units are one group */
+} schedule_t;
+
+typedef struct product_t {
+    const columns_t *columns;
+    fastrnn_size K, units;
+    struct product_t *before; /* of the same units, done first wherever this one is done; or NULL */
+    int continues;            /* the sums of `before`, which stay in registers, except where the columns differ */
+    int compact;              /* `to` is used again for every group of units, so that it stays in L1 */
+    int downward; /* from the last units to the first: as every second step does, so that it begins with the weights that
+                   * the one before read last, which a cache still holds */
+    const real *panels; /* NULL: `matrix` has the weights themselves, (blocks*units, K) with ld_matrix (unpacked.h) */
+    fastrnn_size depth, first_k; /* rows of a panel, and the first that is used; depth is K where all are */
+    const real *matrix;
+    fastrnn_size ld_matrix;
+    const real *a;        /* a(r, k) = a[r*a_row + k*a_k], unless a_panel */
+    fastrnn_size a_row, a_k;
+    fastrnn_size a_panel; /* 0, or: rows of a are columns of panels of this size, from column a_first on */
+    fastrnn_size a_first;
+    const real *from; /* NULL: zeros; ld_from = 0: the same for every row */
+    fastrnn_size ld_from;
+    real *to;
+    fastrnn_size ld_to;
+    schedule_t schedule; /* of the last use, if rows is not 0 */
+} product_t;
+
+/* The rows that share one sweep over the panels, and where the sums of the group of units at hand go. */
 typedef struct {
     real *to; /* of the product, or, if it is compact, as if the first units were those of the group */
     fastrnn_size ld_to;
     fastrnn_size first_row, rows;
     fastrnn_size ahead; /* 1 or -1: the next panel, up or down, is fetched into L2, a part with each tile; or 0 */
-} pass_t;
+} sweep_t;
 
-/* R rows by Q vectors: from a row on, and from the vector of columns on that is block `block` of the units of
- * `vector`, and number `place` in panel `panel`. A tile of more than one panel begins with a whole one. */
-typedef void (*tile_t)(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size panel,
-                       fastrnn_size place, fastrnn_size vector, int block);
+/* R rows by Q vectors: from a row on, and from block `block` of the units of `vector` on. A tile of more than one panel
+ * begins with a whole one. */
+typedef void (*tile_t)(const product_t *p, const sweep_t *sweep, fastrnn_size row, fastrnn_size vector,
+                       fastrnn_size block);
 /* What is done with rows [row, row+n) and units [unit, end) as soon as their sums stand; `to` and its ld as if it
  * were not compact. */
 typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
                            fastrnn_size end, real *to, fastrnn_size ld);
 
-/* Vectors of a panel of weights, as the tile of many rows has them. Columns of a matrix that are multiplied
- * with those of another are in panels of three. */
-INLINE int weight_width(int blocks) { return blocks == 3 ? 3 : TILE_VECTORS / 6; }
-#define COLUMN_WIDTH 3
-
-/* a/b of numbers below 2^32: the division of 64 bits takes twice as long, on some processors five times, and a step of a
- * small layer has a dozen of them. */
+/* a/b of numbers below 2^32. A step of a small layer has a dozen divisions, and many processors divide 64 bits more
+ * slowly than 32. */
 INLINE fastrnn_size quotient(fastrnn_size a, fastrnn_size b) { return (uint32_t)a / (uint32_t)b; }
 
 /* Vectors of a matrix with that many units (per block). */
@@ -113,15 +126,17 @@ static fastrnn_size packed_size(int blocks, fastrnn_size units, fastrnn_size K)
 }
 
 /* The register tile. R, Q and the width of panels are constants, so every loop but that over k unrolls. */
-INLINE void tile(const int R, const int Q, const int width, const product_t *p, const pass_t *pass, fastrnn_size row,
-                 fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block)
+INLINE void tile(const int R, const int Q, const int width, const product_t *p, const sweep_t *sweep, fastrnn_size row,
+                 fastrnn_size vector, fastrnn_size block)
 {
+    const fastrnn_size panel = quotient(vector * p->columns->blocks + block, width);
+    const fastrnn_size place = vector * p->columns->blocks + block - panel * width;
     const product_t *part = p->continues ? p->before : p;
     /* Only the last vector can be incomplete. */
-    const fastrnn_size m = p->sums ? LANES : least(p->units - (vector + Q - 1) * LANES, LANES);
-    const fastrnn_size first = vector * p->stride;
+    const fastrnn_size m = p->columns->whole ? LANES : least(p->units - (vector + Q - 1) * LANES, LANES);
+    const fastrnn_size first = vector * p->columns->stride;
     fastrnn_size column[Q]; /* read now: for all that the compiler knows, a store might change it */
-    UNROLL for (int j = 0; j < Q; j++) column[j] = first + part->column[block + j];
+    UNROLL for (int j = 0; j < Q; j++) column[j] = first + part->columns->column[block + j];
     V sum[TILE_VECTORS];
     if (part->from) {
         const fastrnn_size ld = part->ld_from;
@@ -134,17 +149,17 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
         UNROLL for (int j = 0; j < R * Q; j++) sum[j] = v_set(0);
     }
     for (;; part = p) {
-        const fastrnn_size a_row = part->a_row, a_k = part->a_k, next = panel_size(part->w.depth, width);
+        const fastrnn_size a_row = part->a_row, a_k = part->a_k, next = panel_size(part->depth, width);
         const fastrnn_size from_a = row + part->a_first;
         const real *a =
             part->a + (part->a_panel ? from_a / LANES * part->a_panel + from_a % LANES : row * a_row);
-        const real *w = part->w.at + panel * next + (part->first_k * width + place) * LANES;
+        const real *w = part->panels + panel * next + (part->first_k * width + place) * LANES;
         const char *fetch = (const char *)w;
         fastrnn_size fetch_step = 0;
-        if (R >= 4 && Q == width && pass->ahead) {
+        if (R >= 4 && Q == width && sweep->ahead) {
             const fastrnn_size bytes = width * VECTOR_BYTES; /* for each k */
-            fetch += pass->ahead * next * (fastrnn_size)sizeof(real) + (row - pass->first_row) * bytes * part->K / pass->rows;
-            fetch_step = (R * bytes + pass->rows - 1) / pass->rows;
+            fetch += sweep->ahead * next * (fastrnn_size)sizeof(real) + (row - sweep->first_row) * bytes * part->K / sweep->rows;
+            fetch_step = (R * bytes + sweep->rows - 1) / sweep->rows;
         }
 #define W_VECTOR(j) (*(const V *)(w + (j) / width * next + (j) % width * LANES))
         /* The shorter side of the outer product stays in registers while the longer one passes through one. */
@@ -176,11 +191,11 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
         if (part == p)
             break;
         UNROLL for (int j = 0; j < Q; j++) {
-            const fastrnn_size next_column = first + p->column[block + j];
+            const fastrnn_size next_column = first + p->columns->column[block + j];
             if (next_column == column[j])
                 continue;
-            const fastrnn_size ld = pass->ld_to, ld_next = p->ld_from; /* these sums end here, and others begin */
-            real *to = pass->to + row * ld + column[j];
+            const fastrnn_size ld = sweep->ld_to, ld_next = p->ld_from; /* these sums end here, and others begin */
+            real *to = sweep->to + row * ld + column[j];
             const real *from = p->from + row * ld_next + next_column;
             UNROLL for (int r = 0; r < R; r++, to += ld, from += ld_next) {
                 v_store(to, LANES, sum[r * Q + j]);
@@ -189,8 +204,8 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
             column[j] = next_column;
         }
     }
-    const fastrnn_size ld = pass->ld_to;
-    real *to = pass->to + row * ld;
+    const fastrnn_size ld = sweep->ld_to;
+    real *to = sweep->to + row * ld;
     UNROLL for (int r = 0; r < R; r++, to += ld) {
         UNROLL for (int j = 0; j + 1 < Q; j++) v_store(to + column[j], LANES, sum[r * Q + j]);
         v_store(to + column[Q - 1], m, sum[r * Q + Q - 1]);
@@ -198,10 +213,10 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
 }
 
 #define DEFINE_TILE(R, Q, W)                                                                                 \
-    static void tile_##R##_##Q##_##W(const product_t *p, const pass_t *pass, fastrnn_size row,               \
-                                     fastrnn_size panel, fastrnn_size place, fastrnn_size vector, int block) \
+    static void tile_##R##_##Q##_##W(const product_t *p, const sweep_t *sweep, fastrnn_size row,             \
+                                     fastrnn_size vector, fastrnn_size block)                                \
     {                                                                                                        \
-        tile(R, Q, W, p, pass, row, panel, place, vector, block);                                            \
+        tile(R, Q, W, p, sweep, row, vector, block);                                                         \
     }
 
 /* Every tile that is used, (R, Q, width of panels), R*Q <= TILE_VECTORS. Then, for each width: the most
@@ -257,12 +272,12 @@ typedef struct {
 /* Vectors of a tile of n rows, at most. */
 INLINE fastrnn_size widest_tile(const product_t *p, fastrnn_size n)
 {
-    return p->a_panel ? p->w.width : most_vectors_of[p->w.width - FIRST_WIDTH][n];
+    return p->a_panel ? p->columns->width : most_vectors_of[p->columns->width - FIRST_WIDTH][n];
 }
 
 INLINE tiling_t divide_rows(const product_t *p, fastrnn_size n)
 {
-    const int which = p->w.width - FIRST_WIDTH;
+    const int which = p->columns->width - FIRST_WIDTH;
     const unsigned char *most = most_vectors_of[which];
     const fastrnn_size tallest = p->a_panel ? COLUMN_ROWS : tallest_tile[which];
     const fastrnn_size tiles = n <= MOST_ROWS && most[n] ? 1 : quotient(n + tallest - 1, tallest);
@@ -276,130 +291,162 @@ INLINE tiling_t divide_rows(const product_t *p, fastrnn_size n)
 #define SMALL_SUMS (4096 / (fastrnn_size)sizeof(real))
 #define SMALL_WEIGHTS (40960 / VECTOR_BYTES)
 
-/* Rows that share a pass over the panels: their part of `a` stays in the second-level cache meanwhile. Larger
+/* Rows that share a sweep over the panels: their part of `a` stays in the second-level cache meanwhile. Larger
  * weights come from further away, and reading them once matters more. */
-#define PASS_BYTES (256 * 1024)
-#define PASS_WEIGHTS (4096 * 1024)
+#define SWEEP_BYTES (256 * 1024)
+#define SWEEP_WEIGHTS (4096 * 1024)
 
-/* More rows than these never share a pass, so that a call can be ended within milliseconds; weights that are read once
+/* More rows than these never share a sweep, so that a call can be ended within milliseconds; weights that are read once
  * for so many rows cost next to nothing. */
-#define PASS_ROWS 4096
+#define SWEEP_ROWS 4096
 
 /* Weights that do not stay in the second-level cache from one step to the next. */
 #define FAR_WEIGHTS (512 * 1024)
 
-/* All tiles of rows [row, row_end) by vectors of units [first, last). */
-INLINE void cover(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
-                  fastrnn_size last)
+/* Vectors of the next tile of `n` that are left, if one takes `most`: tiles of equal width, but whole panels. */
+INLINE fastrnn_size next_width(fastrnn_size n, fastrnn_size most, fastrnn_size width)
 {
-    const fastrnn_size count = (last - first) * p->blocks, width = p->w.width;
-    const fastrnn_size before = first * p->blocks; /* vectors */
-    const fastrnn_size first_panel = p->blocks == width ? first : first ? quotient(before, width) : 0;
-    const tiling_t tiling = divide_rows(p, row_end - row);
-    fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
-    for (fastrnn_size next; row < row_end; row = next, higher--) {
+    if (n <= most)
+        return n;
+    const fastrnn_size part = n <= 2 * most ? (n + 1) / 2 : quotient(n, quotient(n + most - 1, most)) + 1;
+    const fastrnn_size panels = width == 3 ? (part + 2) / 3 * 3 : (part + width - 1) & -width;
+    return least(panels, most);
+}
+
+/* The tiles of `high` rows from `row` on by vectors of units [first, last). */
+INLINE void cover_rows(const product_t *p, const sweep_t *sweep, fastrnn_size row, fastrnn_size high, fastrnn_size first,
+                       fastrnn_size last)
+{
+    const fastrnn_size blocks = p->columns->blocks, width = p->columns->width, most = widest_tile(p, high);
+    const fastrnn_size end = last * blocks; /* vectors */
+    const tile_t *tiles_of_rows = tile_table[width - FIRST_WIDTH][high - 1];
+    fastrnn_size place = first && blocks != width ? first * blocks % width : 0; /* in its panel */
+    fastrnn_size unit = first, block = 0;
+    for (fastrnn_size v = first * blocks, n; v < end; v += n) {
+        n = next_width(end - v, most, width);
+        if (place || n < width) /* the panel's rest, at most */
+            n = least(n, width - place);
+        tiles_of_rows[n - 1](p, sweep, row, unit, block);
+        for (place += n; place >= width;)
+            place -= width;
+        unit = quotient(v + n, blocks), block = v + n - unit * blocks;
+    }
+}
+
+/* All tiles of the sweep's rows by vectors of units [first, last). */
+static void cover(const product_t *p, const sweep_t *sweep, fastrnn_size first, fastrnn_size last)
+{
+    const fastrnn_size rows = sweep->rows, end = sweep->first_row + rows;
+    const tiling_t tiling = divide_rows(p, rows);
+    fastrnn_size higher = rows - tiling.low * tiling.tiles; /* tiles with a row more */
+    for (fastrnn_size row = sweep->first_row, next; row < end; row = next, higher--) {
         next = row + tiling.low + (higher > 0);
         if (p->a_panel) /* no tile crosses a panel of `a` */
-            next = least(((row + p->a_first) / COLUMN_ROWS + 1) * COLUMN_ROWS - p->a_first, row_end);
-        const tile_t *tiles_of_rows = tile_table[width - FIRST_WIDTH][next - row - 1];
-        const fastrnn_size most = widest_tile(p, next - row);
-        fastrnn_size panel = first_panel, place = before - panel * width;
-        for (fastrnn_size j = 0, n; j < count; j += n) {
-            n = count - j;
-            if (n > most) { /* tiles of equal width, but whole panels */
-                const fastrnn_size parts = quotient(n + most - 1, most), part = quotient(n + parts - 1, parts);
-                n = least(quotient(part + width - 1, width) * width, most);
-            }
-            if (place || n < width) /* the panel's rest, at most */
-                n = least(n, width - place);
-            const fastrnn_size units = j ? quotient(j, p->blocks) : 0;
-            tiles_of_rows[n - 1](p, pass, row, panel, place, first + units, (int)(j - units * p->blocks));
-            for (place += n; place >= width; place -= width)
-                panel++;
-        }
+            next = least(((row + p->a_first) / COLUMN_ROWS + 1) * COLUMN_ROWS - p->a_first, end);
+        cover_rows(p, sweep, row, next - row, first, last);
     }
 }
 
 /* The same, of so many rows that no tile has more than one panel: panel by panel, so that the next can be fetched. */
-INLINE void cover_panels(const product_t *p, const pass_t *pass, fastrnn_size row, fastrnn_size row_end,
-                         fastrnn_size first, fastrnn_size last)
+static void cover_panels(const product_t *p, const sweep_t *sweep, fastrnn_size first, fastrnn_size last)
 {
-    const fastrnn_size from = first * p->blocks, to = last * p->blocks, width = p->w.width; /* vectors */
-    const tiling_t tiling = divide_rows(p, row_end - row);
+    const fastrnn_size blocks = p->columns->blocks, width = p->columns->width;
+    const fastrnn_size from = first * blocks, to = last * blocks; /* vectors */
+    const fastrnn_size rows = sweep->rows, row_end = sweep->first_row + rows;
+    const tiling_t tiling = divide_rows(p, rows);
     const fastrnn_size first_panel = quotient(from, width), panels = quotient(to - 1, width) + 1 - first_panel;
     for (fastrnn_size turn = 0; turn < panels; turn++) {
         const fastrnn_size panel = first_panel + (p->downward ? panels - 1 - turn : turn);
         const fastrnn_size vector = greatest(panel * width, from), end = least((panel + 1) * width, to);
-        const fastrnn_size units = quotient(vector, p->blocks);
-        const int block = (int)(vector - units * p->blocks);
-        fastrnn_size higher = row_end - row - tiling.low * tiling.tiles; /* tiles with a row more */
-        for (fastrnn_size at = row, high; at < row_end; at += high, higher--) {
+        const fastrnn_size unit = quotient(vector, blocks);
+        fastrnn_size higher = rows - tiling.low * tiling.tiles; /* tiles with a row more */
+        for (fastrnn_size row = sweep->first_row, high; row < row_end; row += high, higher--) {
             high = tiling.low + (higher > 0);
-            tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](p, pass, at, panel, vector - panel * width, units,
-                                                                        block);
+            tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](p, sweep, row, unit, vector - unit * blocks);
         }
     }
 }
 
-static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
-                                fastrnn_size vector_end, epilogue_t epilogue, const void *context);
-
-/* Rows [row, row_end) by vectors of units [vector, vector_end). */
-static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
-                        fastrnn_size vector_end, epilogue_t epilogue, const void *context)
+/* The schedule of `rows` rows by vectors of units [from, to). */
+static __attribute__((noinline)) schedule_t make_schedule(const product_t *p, fastrnn_size rows, fastrnn_size from,
+                                                          fastrnn_size to)
 {
-    if (row >= row_end || vector >= vector_end)
+    const columns_t *columns = p->columns;
+    const fastrnn_size blocks = columns->blocks, vectors = to - from;
+    const fastrnn_size depth = p->K + (p->before ? p->before->K : 0);
+    const fastrnn_size bytes = rows * depth * (fastrnn_size)sizeof(real), weights = vectors * blocks * depth * VECTOR_BYTES;
+    schedule_t s = {.rows = rows, .from = from, .to = to, .sweeps = 1, .grain = 1, .grains = vectors, .groups = 1};
+    if (!p->a_panel) {
+        if (bytes > SWEEP_BYTES && weights <= SWEEP_WEIGHTS)
+            s.sweeps = least((bytes - 1) / SWEEP_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
+        s.sweeps = greatest(s.sweeps, (rows - 1) / SWEEP_ROWS + 1);
+    }
+    /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks. A grain is the
+     * vectors of units that a panel has, or one if it has less. */
+    const fastrnn_size n = s.sweeps == 1 ? rows : (rows + s.sweeps - 1) / s.sweeps, most = divide_rows(p, n).most;
+    if (vectors * blocks > most &&
+        (p->compact || n * vectors * columns->stride > SMALL_SUMS || vectors * blocks * p->K > SMALL_WEIGHTS)) {
+        if (blocks < columns->width) {
+            s.grain = columns->width / blocks;
+            s.grains = (to + s.grain - 1) / s.grain - from / s.grain;
+        }
+        const fastrnn_size most_grains = most / (s.grain * blocks);
+        s.groups = most_grains <= 1 ? s.grains : (s.grains - 1) / most_grains + 1;
+    }
+    /* The largest group, in vectors of units */
+    const fastrnn_size largest = (s.groups == 1 ? s.grains : (s.grains - 1) / s.groups + 1) * s.grain;
+    s.ld_to = p->compact ? largest * columns->stride : p->ld_to;
+    s.flops = 2 * n * largest * LANES * blocks * depth;
+    s.ahead = most == columns->width && !p->a_panel && weights > FAR_WEIGHTS;
+    s.undivided = s.groups == 1 && !s.ahead && !p->before && !p->compact && !p->a_panel && divide_rows(p, rows).tiles == 1;
+    return s;
+}
+
+static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
+                         fastrnn_size vector_end, epilogue_t epilogue, const void *context);
+
+/* Rows [row, row_end) by vectors of units [from, to); `me` is whose part of the work it is. */
+static void run_product(product_t *p, const fastrnn_member *me, fastrnn_size row, fastrnn_size row_end, fastrnn_size from,
+                        fastrnn_size to, epilogue_t epilogue, const void *context)
+{
+    const fastrnn_size rows = row_end - row;
+    if (rows <= 0 || from >= to)
         return;
-    if (!p->w.at) {
-        run_unpacked(p, row, row_end, vector, vector_end, epilogue, context);
+    if (!p->panels) {
+        if (!fastrnn_stopping(me, 2 * rows * (to - from) * LANES * p->columns->blocks * p->K))
+            run_unpacked(p, row, row_end, from, to, epilogue, context);
         return;
     }
-    const fastrnn_size rows = row_end - row, vectors = vector_end - vector;
-    const fastrnn_size depth = p->K + (p->before ? p->before->K : 0);
-    const fastrnn_size bytes = rows * depth * (fastrnn_size)sizeof(real);
-    const int one_pass = p->a_panel || bytes <= PASS_BYTES || vectors * p->blocks * depth * VECTOR_BYTES > PASS_WEIGHTS;
-    fastrnn_size passes = one_pass ? 1 : least((bytes - 1) / PASS_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
-    if (!p->a_panel)
-        passes = greatest(passes, (rows - 1) / PASS_ROWS + 1);
-    for (fastrnn_size number = 0; number < passes; number++) {
-        const fastrnn_size top = passes == 1 ? row : row + rows * number / passes;
-        const fastrnn_size bottom = passes == 1 ? row_end : row + rows * (number + 1) / passes;
-        const fastrnn_size n = bottom - top, most = divide_rows(p, n).most;
-        /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks.
-         * It is made of grains, the vectors of units that a panel has, or one if it has less. */
-        fastrnn_size grain = 1, grains = vectors, groups = 1;
-        if (vectors * p->blocks > most &&
-            (p->compact || n * vectors * p->stride > SMALL_SUMS || vectors * p->blocks * p->K > SMALL_WEIGHTS)) {
-            if (p->blocks < p->w.width) {
-                grain = p->w.width / p->blocks;
-                grains = quotient(vector_end + grain - 1, grain) - quotient(vector, grain);
-            }
-            const fastrnn_size most_grains = quotient(most, grain * p->blocks);
-            groups = most_grains <= 1 ? grains : quotient(grains - 1, most_grains) + 1;
-        }
-        pass_t pass = {.to = p->to, .ld_to = p->ld_to, .first_row = top, .rows = n};
-        if (most == p->w.width && !p->a_panel && vectors * p->blocks * depth * VECTOR_BYTES > FAR_WEIGHTS)
-            pass.ahead = p->downward ? -1 : 1;
-        if (p->compact)
-            pass.ld_to = (quotient(grains - 1, groups) + 1) * grain * p->stride;
+    if (p->schedule.rows != rows || p->schedule.from != from || p->schedule.to != to)
+        p->schedule = make_schedule(p, rows, from, to);
+    const schedule_t *s = &p->schedule;
+    if (s->undivided && !fastrnn_stopping(me, s->flops)) {
+        cover_rows(p, &(sweep_t){p->to, p->ld_to, row, rows, 0}, row, rows, from, to);
+        if (epilogue)
+            epilogue(context, row, rows, from * LANES, least(to * LANES, p->units), p->to, p->ld_to);
+        return;
+    }
+    const fastrnn_size grain = s->grain, sweeps = s->sweeps, groups = s->groups, stride = p->columns->stride;
+    sweep_t sweep = {.to = p->to, .ld_to = s->ld_to};
+    sweep.ahead = !s->ahead ? 0 : p->downward ? -1 : 1;
+    for (fastrnn_size number = 0; number < sweeps; number++) {
+        const fastrnn_size top = sweeps == 1 ? row : row + rows * number / sweeps;
+        const fastrnn_size bottom = sweeps == 1 ? row_end : row + rows * (number + 1) / sweeps;
+        sweep.first_row = top, sweep.rows = bottom - top;
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
-            const fastrnn_size first = group ? (vector / grain + grains * group / groups) * grain : vector;
-            const fastrnn_size last =
-                group + 1 < groups ? (vector / grain + grains * (group + 1) / groups) * grain : vector_end;
-            if (fastrnn_stopping(p->me, 2 * n * (last - first) * LANES * p->blocks * depth))
+            const fastrnn_size first = group ? (from / grain + s->grains * group / groups) * grain : from;
+            const fastrnn_size last = group + 1 < groups ? (from / grain + s->grains * (group + 1) / groups) * grain : to;
+            if (fastrnn_stopping(me, s->flops))
                 break;
             /* This member's part of `to` begins where its sums would, and is as if the first units were these. */
             if (p->compact)
-                pass.to = p->to + row * (p->ld_to - pass.ld_to) + (rows * vector - first) * p->stride;
+                sweep.to = p->to + row * (p->ld_to - s->ld_to) + (rows * from - first) * stride;
             if (p->before && !p->continues)
-                cover(p->before, &pass, top, bottom, first, last);
-            if (pass.ahead)
-                cover_panels(p, &pass, top, bottom, first, last);
-            else
-                cover(p, &pass, top, bottom, first, last);
+                cover(p->before, &sweep, first, last);
+            (s->ahead ? cover_panels : cover)(p, &sweep, first, last);
             if (epilogue)
-                epilogue(context, top, n, first * LANES, least(last * LANES, p->units), pass.to, pass.ld_to);
+                epilogue(context, top, bottom - top, first * LANES, least(last * LANES, p->units), sweep.to, sweep.ld_to);
         }
     }
 }
@@ -408,7 +455,7 @@ static void run_product(const product_t *p, fastrnn_size row, fastrnn_size row_e
 INLINE void panels_of_strided_rows(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w,
                                    const fastrnn_size column_stride, real *panels)
 {
-    const int width = weight_width(blocks);
+    const int width = WEIGHT_WIDTH(blocks);
     const fastrnn_size columns = vector_count(units) * blocks, ld = w->row;
     for (fastrnn_size column = 0; column < columns; column++) {
         const fastrnn_size unit = column / blocks * LANES, m = least(units - unit, LANES), block = column % blocks;
@@ -449,7 +496,7 @@ static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fas
 /* Panels of w (K, units), as it stands. */
 static void panels_of_matrix(fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels)
 {
-    const int width = weight_width(1);
+    const int width = WEIGHT_WIDTH(1);
     const fastrnn_size block = w->order ? w->block : K;
     for (fastrnn_size first = 0; first < K; first += block) {
         const real *from = (const real *)w->data + (w->order ? w->order[first / block] * block : first) * w->row;
