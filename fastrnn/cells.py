@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 
 
 CELLS: dict[str, Cell] = {
-    shape["name"]: Cell(shape["name"], number, shape["gates"], bool(shape["has_c"]))
+    shape["name"]: Cell(shape["name"], number, shape["gates"], shape["inner"] > 0)
     for number, shape in enumerate(_kernels.cell_shapes())
 }
 

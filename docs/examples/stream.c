@@ -349,10 +349,8 @@ int main(int count, char **arguments)
         .panels = panels,
         .x = {frame, I, I},
         .y = {output, P, P},
-        .h_0 = h,
-        .c_0 = c,
-        .h_n = h,
-        .c_n = c,
+        .state = {h, c},
+        .final_state = {h, c},
         .workspace = allocate(workspace_size),
         .workspace_size = workspace_size,
     };

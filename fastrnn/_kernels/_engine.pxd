@@ -66,6 +66,7 @@ cdef extern from "fastrnn.h" nogil:
         void *bias_ih
         void *bias_hh
         void *weight_hr
+        void *vector[8]
         int64_t ih_row, ih_column, hh_row, hh_column, hr_row, hr_column
         const uint8_t *gate_order
     size_t fastrnn_panels_size(const fastrnn_stack *, int)
@@ -82,20 +83,16 @@ cdef extern from "fastrnn.h" nogil:
         const void *panels
         const void *panels_backward
         fastrnn_sequence x, y
-        const void *h_0
-        const void *c_0
-        void *h_n
-        void *c_n
+        const void *state[4]
+        void *final_state[4]
         const uint8_t *x_masks
         double x_scale
         void *tape
         void *workspace
         size_t tape_size, workspace_size
         fastrnn_sequence dy, dx
-        const void *dh_n
-        const void *dc_n
-        void *dh_0
-        void *dc_0
+        const void *dfinal_state[4]
+        void *dstate[4]
         const fastrnn_weights *dweights
         int (*poll)(void *) except -1 nogil
         void *poll_context
@@ -123,11 +120,11 @@ cdef extern from "kernels.h" nogil:
     enum: MOST_ENGINES "FASTRNN_MOST_ISAS + 1"  # and `blas`
     ctypedef struct fastrnn_cell_shape:
         const char *name
-        int gates, accumulators, input_blocks, hidden_blocks, has_c, has_reset, stages
+        int gates, accumulators, input_blocks, hidden_blocks, kept, inner, vectors, projects, has_reset, stages
     ctypedef struct fastrnn_layer:
         int cell
         fastrnn_cell_shape shape
-        Py_ssize_t I, H, P, G, AH
+        Py_ssize_t I, H, P, G, AH, KH, DH
         int has_bias_ih, has_bias_hh, projected, reverse
     ctypedef struct fastrnn_rows:
         void *data
@@ -144,9 +141,9 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t ldh
         int ring
         void *h
-        void *c
-        void *gates
-        void *c_rows
+        void *inner[3]
+        void *kept
+        void *inner_rows[3]
         Poll poll
     ctypedef struct ForwardRun "fastrnn_forward_run":
         Run run
@@ -159,7 +156,7 @@ cdef extern from "kernels.h" nogil:
         fastrnn_rows dy, dx
         int add_to_dx
         void *dh
-        void *dc
+        void *dinner[3]
         void *dbias
         fastrnn_weights dweights
         void *dy_chunk
@@ -169,7 +166,7 @@ cdef extern from "kernels.h" nogil:
         void *dh_rows
         void *dunit
         void *h_prev
-        void *c_prev
+        void *inner_prev[3]
     void fastrnn_gather(const Run *, const fastrnn_rows *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, void *)
     void fastrnn_scatter(const Run *, const fastrnn_rows *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const void *,
                          Py_ssize_t)
@@ -180,32 +177,35 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fastrnn_cell_forward:
         Py_ssize_t n, H, unit, end
         fastrnn_sums sums
-        void *gates
+        void *kept
         const void *h_prev
         void *h
         Py_ssize_t ld_prev, ldh
-        void *c
-        void *c_kept
+        void *inner[3]
+        void *inner_kept[3]
+        const void *vector[8]
         void *rh
     ctypedef struct fastrnn_cell_backward:
         Py_ssize_t n, H, unit, end
-        const void *gates
+        const void *kept
         const void *h_prev
-        const void *c
-        const void *c_prev
+        const void *h
+        const void *inner[3]
+        const void *inner_prev[3]
+        const void *vector[8]
         const void *dy
-        Py_ssize_t ld_prev, lddy
+        Py_ssize_t ld_prev, ldh, lddy
         void *dgates
         void *dh
-        void *dc
-        void *h
+        void *dinner[3]
+        void *unprojected
         void *drh
     ctypedef struct fastrnn_cell:
         void (*forward)(const fastrnn_cell_forward *) noexcept nogil
         void (*backward)(const fastrnn_cell_backward *) noexcept nogil
         void (*reset_forward)(const fastrnn_cell_forward *) noexcept nogil
         void (*reset_backward)(const fastrnn_cell_backward *) noexcept nogil
-    ctypedef struct fastrnn_source:
+    ctypedef struct fastrnn_matrix:
         const void *data
         Py_ssize_t row, column, block
         const uint8_t *order
@@ -215,8 +215,8 @@ cdef extern from "kernels.h" nogil:
         void (*tanh)(Py_ssize_t, const void *, void *) noexcept nogil
         void (*sigmoid)(Py_ssize_t, const void *, void *) noexcept nogil
         Py_ssize_t (*packed_size)(int, Py_ssize_t, Py_ssize_t) noexcept nogil
-        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const fastrnn_source *, void *) noexcept nogil
-        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const fastrnn_source *, void *) noexcept nogil
+        void (*pack_rows)(int, Py_ssize_t, Py_ssize_t, const fastrnn_matrix *, void *) noexcept nogil
+        void (*pack_columns)(Py_ssize_t, Py_ssize_t, const fastrnn_matrix *, void *) noexcept nogil
         int (*multiply)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, const void *, void *,
                         int, const Poll *) except -1 nogil
         int (*run_forward)(const ForwardRun *) except -1 nogil

@@ -191,7 +191,7 @@ cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py
     cdef const fastrnn_layer *layer = run.layer
     cdef fastrnn_cell cell = table_of(tag).cell[layer.cell]
     cdef Py_ssize_t H = layer.H, P = layer.P, AH = layer.AH, direct = layer.shape.hidden_blocks * H
-    cdef Py_ssize_t first = run.offsets[first_step], step, t, at, n, row
+    cdef Py_ssize_t first = run.offsets[first_step], step, t, at, n, row, part
     cdef const real *w_hh = <const real *>run.weights.weight_hh
     cdef const real *w_hr = <const real *>run.weights.weight_hr
     cdef real *h = <real *>run.h
@@ -201,7 +201,11 @@ cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py
     memset(&operands, 0, sizeof(operands))
     operands.H = operands.end = H
     operands.sums.row, operands.sums.block, operands.sums.unit = AH, H, 1
-    operands.c, operands.rh = run.c, unit
+    operands.rh = unit
+    for part in range(layer.shape.inner):
+        operands.inner[part] = run.inner[part]
+    for part in range(layer.shape.vectors):
+        operands.vector[part] = run.weights.vector[part]
     operands.h_prev, operands.ld_prev = h, P
     operands.h, operands.ldh = unit if layer.projected else h, H
     for step in range(steps):
@@ -209,10 +213,13 @@ cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py
         at, n = run.offsets[t] - first, run.offsets[t + 1] - run.offsets[t]
         a_t = sums + at * AH
         operands.n, operands.sums.at = n, a_t
-        operands.gates = NULL if run.gates == NULL else a_t
-        operands.c_kept = NULL if run.c_rows == NULL else <real *>run.c_rows + run.offsets[t] * H
-        # a_t += h_{t-1} W_hh^T
-        gemm_nt(&run.poll, n, direct, P, h, P, w_hh, P, <real>1, a_t, AH)
+        operands.kept = NULL if run.kept == NULL else <real *>run.kept + run.offsets[t] * layer.KH
+        for part in range(layer.shape.inner):
+            operands.inner_kept[part] = (
+                NULL if run.inner_rows[part] == NULL else <real *>run.inner_rows[part] + run.offsets[t] * H)
+        if direct:
+            # a_t += h_{t-1} W_hh^T
+            gemm_nt(&run.poll, n, direct, P, h, P, w_hh, P, <real>1, a_t, AH)
         if layer.shape.has_reset:
             # r_t, z_t = sigmoid(a_t);  a_t of n += (r_t h_{t-1}) W_hn^T
             cell.reset_forward(&operands)
@@ -229,10 +236,7 @@ cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py
 
 
 cdef int forward_run(real *tag, const ForwardRun *a) except -1 nogil:
-    """y, h_n, c_n, and the history of h; with a tape also gates and the history of c.
-
-    With a tape, its gates hold the sums until the cell turns them into activations, so there is no scratch for sums.
-    """
+    """y, the final state, and the history of h; with a tape also what the cell keeps, and the history of c."""
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
     cdef Py_ssize_t done = 0, steps, first_step, first, rows
@@ -245,7 +249,7 @@ cdef int forward_run(real *tag, const ForwardRun *a) except -1 nogil:
         first_step = run.T - done - steps if layer.reverse else done
         first = run.offsets[first_step]
         rows = run.offsets[first_step + steps] - first
-        sums = <real *>a.sums if run.gates == NULL else <real *>run.gates + first * layer.AH
+        sums = <real *>a.sums
         history = <real *>run.h_rows + (0 if run.ring else first * run.ldh)
         project_input(bias, run, first, rows, sums)
         forward_steps(tag, a, first_step, steps, sums, history)
@@ -275,25 +279,30 @@ cdef int backward_step(real *tag, const BackwardRun *a, Py_ssize_t t, Py_ssize_t
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
     cdef fastrnn_cell cell = table_of(tag).cell[layer.cell]
-    cdef Py_ssize_t H = layer.H, P = layer.P, AH = layer.AH, direct = layer.shape.hidden_blocks * H
-    cdef Py_ssize_t first = run.offsets[t], n = run.offsets[t + 1] - first
+    cdef Py_ssize_t H = layer.H, P = layer.P, DH = layer.DH, direct = layer.shape.hidden_blocks * H
+    cdef Py_ssize_t first = run.offsets[t], n = run.offsets[t + 1] - first, part
     cdef const real *w_hh = <const real *>run.weights.weight_hh
-    cdef real *da_t = <real *>a.dgates + at * AH
+    cdef real *da_t = <real *>a.dgates + at * DH
     cdef real *h_prev = <real *>a.h_prev + at * P
     cdef real *units = <real *>a.units + at * H if a.units != NULL else NULL
     cdef real *dh = <real *>a.dh
     cdef fastrnn_cell_backward operands
     memset(&operands, 0, sizeof(operands))
     operands.n, operands.H, operands.end = n, H, H
-    operands.gates = <const real *>run.gates + first * AH
+    operands.kept = <const real *>run.kept + first * layer.KH
+    operands.h, operands.ldh = <const real *>run.h_rows + first * run.ldh, run.ldh
     operands.h_prev, operands.ld_prev = h_prev, P
-    operands.dgates, operands.dh, operands.dc = da_t, dh, a.dc
+    operands.dgates, operands.dh = da_t, dh
     operands.dy, operands.lddy = dy, lddy
-    operands.h = operands.drh = units
+    operands.unprojected = operands.drh = units
     rows_before(h_prev, <const real *>run.h_rows, run.ldh, <const real *>run.h, P, run, t)
-    if layer.shape.has_c:
-        operands.c, operands.c_prev = <const real *>run.c_rows + first * H, a.c_prev
-        rows_before(<real *>a.c_prev, <const real *>run.c_rows, H, <const real *>run.c, H, run, t)
+    for part in range(layer.shape.inner):
+        operands.inner[part], operands.inner_prev[part] = <const real *>run.inner_rows[part] + first * H, a.inner_prev[part]
+        operands.dinner[part] = a.dinner[part]
+        rows_before(<real *>a.inner_prev[part], <const real *>run.inner_rows[part], H, <const real *>run.inner[part], H,
+                    run, t)
+    for part in range(layer.shape.vectors):
+        operands.vector[part] = run.weights.vector[part]
     if layer.projected:
         unproject(a, n, at, dy, lddy)
         operands.dy, operands.dh = NULL, a.dunit
@@ -301,10 +310,11 @@ cdef int backward_step(real *tag, const BackwardRun *a, Py_ssize_t t, Py_ssize_t
     cell.backward(&operands)
     if layer.shape.has_reset:
         # d(r_t h_{t-1}) = da_t of n W_hn
-        gemm_nn(&run.poll, n, H, H, da_t + direct, AH, w_hh + direct * H, H, <real>0, units, H)
+        gemm_nn(&run.poll, n, H, H, da_t + direct, DH, w_hh + direct * H, H, <real>0, units, H)
         cell.reset_backward(&operands)
-    # dh_{t-1} += da_t W_hh
-    gemm_nn(&run.poll, n, P, direct, da_t, AH, w_hh, P, <real>0 if layer.projected else <real>1, dh, P)
+    if direct:
+        # dh_{t-1} += da_t W_hh
+        gemm_nn(&run.poll, n, P, direct, da_t, DH, w_hh, P, <real>0 if layer.projected else <real>1, dh, P)
     return 0
 
 
@@ -332,7 +342,7 @@ cdef int weight_gradients(real *tag, const BackwardRun *a, Py_ssize_t first, Py_
     cdef const Run *run = &a.run
     cdef const Poll *poll = &run.poll
     cdef const fastrnn_layer *layer = run.layer
-    cdef Py_ssize_t H = layer.H, P = layer.P, I = layer.I, AH = layer.AH, ldx
+    cdef Py_ssize_t H = layer.H, P = layer.P, I = layer.I, AH = layer.AH, DH = layer.DH, ldx
     cdef Py_ssize_t direct_x = layer.shape.input_blocks * H, direct_h = layer.shape.hidden_blocks * H
     cdef const real *da = <const real *>a.dgates
     cdef const real *units = <const real *>a.units
@@ -340,22 +350,22 @@ cdef int weight_gradients(real *tag, const BackwardRun *a, Py_ssize_t first, Py_
     cdef real *dw_ih = <real *>a.dweights.weight_ih
     cdef real *dw_hh = <real *>a.dweights.weight_hh
     cdef real *dw_hr = <real *>a.dweights.weight_hr
-    if dw_hh != NULL:
+    if dw_hh != NULL and direct_h:
         # dW_hh += da^T h_prev;  of the GRU with the reset before, dW_hn += da_n^T (r h_prev)
-        gemm_tn(poll, direct_h, P, rows, da, AH, <const real *>a.h_prev, P, before, dw_hh, P)
+        gemm_tn(poll, direct_h, P, rows, da, DH, <const real *>a.h_prev, P, before, dw_hh, P)
         if layer.shape.has_reset:
-            gemm_tn(poll, H, H, rows, da + direct_h, AH, units, H, before, dw_hh + direct_h * H, H)
+            gemm_tn(poll, H, H, rows, da + direct_h, DH, units, H, before, dw_hh + direct_h * H, H)
     if dw_ih != NULL:
         # dW_ih += da^T x
         x = rows_of_x(tag, run, first, rows, &ldx)
-        gemm_tn(poll, direct_x, I, rows, da, AH, x, ldx, before, dw_ih, I)
+        gemm_tn(poll, direct_x, I, rows, da, DH, x, ldx, before, dw_ih, I)
         if layer.G > direct_x:
-            gemm_tn(poll, H, I, rows, da + AH - H, AH, x, ldx, before, dw_ih + direct_x * I, I)
+            gemm_tn(poll, H, I, rows, da + AH - H, DH, x, ldx, before, dw_ih + direct_x * I, I)
     if dw_hr != NULL:
         # dW_hr += dh^T (o tanh(c))
         gemm_tn(poll, P, H, rows, <const real *>a.dh_rows, P, units, H, before, dw_hr, H)
     # db += sum of the rows of da
-    table_of(tag).add_rows(rows, AH, 0, AH, da, a.dbias)
+    table_of(tag).add_rows(rows, DH, 0, DH, da, a.dbias)
     return 0
 
 
@@ -363,7 +373,7 @@ cdef int input_gradient(real *_, const BackwardRun *a, Py_ssize_t first, Py_ssiz
     """dx of a chunk. The second direction adds its dx to that of the first."""
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
-    cdef Py_ssize_t H = layer.H, I = layer.I, AH = layer.AH, direct = layer.shape.input_blocks * H
+    cdef Py_ssize_t H = layer.H, I = layer.I, AH = layer.AH, DH = layer.DH, direct = layer.shape.input_blocks * H
     cdef Py_ssize_t ld = I if a.dx.scattered else a.dx.row
     cdef const real *da = <const real *>a.dgates
     cdef const real *w_ih = <const real *>run.weights.weight_ih
@@ -371,9 +381,9 @@ cdef int input_gradient(real *_, const BackwardRun *a, Py_ssize_t first, Py_ssiz
     if a.dx.scattered and a.add_to_dx:
         fastrnn_gather(run, &a.dx, I, first, rows, False, dx)
     # dx = da W_ih
-    gemm_nn(&run.poll, rows, I, direct, da, AH, w_ih, I, <real>1 if a.add_to_dx else <real>0, dx, ld)
+    gemm_nn(&run.poll, rows, I, direct, da, DH, w_ih, I, <real>1 if a.add_to_dx else <real>0, dx, ld)
     if layer.G > direct:
-        gemm_nn(&run.poll, rows, I, H, da + AH - H, AH, w_ih + direct * I, I, <real>1, dx, ld)
+        gemm_nn(&run.poll, rows, I, H, da + AH - H, DH, w_ih + direct * I, I, <real>1, dx, ld)
     if a.dx.scattered:
         fastrnn_scatter(run, &a.dx, I, first, rows, False, dx, ld)
     return 0

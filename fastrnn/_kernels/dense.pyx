@@ -7,7 +7,7 @@ from libc.string cimport memset
 
 from fastrnn._kernels._engine cimport (
     Poll, fastrnn_current_isa, fastrnn_flush_denormals, fastrnn_is_fused, fastrnn_get_threads, fastrnn_restore_mode,
-    fastrnn_source, fastrnn_table,
+    fastrnn_matrix, fastrnn_table,
 )
 from fastrnn._kernels.blas cimport Product, product_by_blas
 from fastrnn._kernels.leases cimport Ledger
@@ -82,7 +82,7 @@ cdef size_t size_of_panels(const Product *p) noexcept:
 
 cdef void pack_factor(const Product *p, void *panels) noexcept nogil:
     """b in panels."""
-    cdef fastrnn_source b = fastrnn_source(p.b, p.K if p.transpose_b else p.N, 1, 0, NULL)
+    cdef fastrnn_matrix b = fastrnn_matrix(p.b, p.K if p.transpose_b else p.N, 1, 0, NULL)
     if p.transpose_b:
         table_for(p).pack_rows(1, p.N, p.K, &b, panels)
     else:

@@ -195,7 +195,7 @@ cdef class Stack(Packer):
         self.cell, self.directions, self.count, self.reverse = cell, directions, count, reverse
         self.typenum = cnp.PyArray_TYPE(arrays[0][0])
         self.itemsize = 4 if self.typenum == cnp.NPY_FLOAT32 else 8
-        self.has_c = fastrnn_cell_shapes[cell].has_c
+        self.has_c = fastrnn_cell_shapes[cell].inner > 0
 
     def __dealloc__(self):
         fastrnn_stack_free(self.stack)
@@ -263,7 +263,7 @@ cdef class Stack(Packer):
         call.x_masks, call.x_scale = <const uint8_t *>data(tape.masks), tape.scale
         call.tape, call.tape_size = tape.memory.block.start, tape.size
         call.dy, call.dx = as_sequence(dy), as_sequence(dx)
-        call.dh_n, call.dc_n, call.dh_0, call.dc_0 = data(dh), data(dc), data(dh), data(dc)
+        call.dfinal_state[0], call.dfinal_state[1] = call.dstate[0], call.dstate[1] = data(dh), data(dc)
         call.dweights = <fastrnn_weights *>pointers.block.start
         fastrnn_call_sizes(self.stack, &call, FASTRNN_BACKWARD, NULL, &call.workspace_size)
         self.run(&call, True)
@@ -288,7 +288,7 @@ cdef class Stack(Packer):
             tape.x, tape.y = x.view(), y.view()
             tape.hold()
         self.open(&call, x, y, map)
-        call.h_0, call.c_0, call.h_n, call.c_n = data(h), data(c), data(h), data(c)
+        call.state[0], call.state[1] = call.final_state[0], call.final_state[1] = data(h), data(c)
         call.x_masks, call.x_scale = <const uint8_t *>data(masks), scale
         call.keep = FASTRNN_KEEP_ALL if keep else FASTRNN_KEEP_NOTHING
         fastrnn_call_sizes(self.stack, &call, FASTRNN_FORWARD, &call.tape_size, &call.workspace_size)

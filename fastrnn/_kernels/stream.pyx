@@ -75,8 +75,8 @@ cdef class Stepper:
         self.x, self.y = np.zeros((rows, stack.I), dtype), np.zeros((rows, P), dtype)
         self.workspace = Memory()
         stack.open(&self.call, self.x[np.newaxis], self.y[np.newaxis], None)
-        self.call.h_0 = self.call.h_n = data(self.h)
-        self.call.c_0 = self.call.c_n = data(self.c)
+        self.call.state[0] = self.call.final_state[0] = data(self.h)
+        self.call.state[1] = self.call.final_state[1] = data(self.c)
         fastrnn_call_sizes(stack.stack, &self.call, FASTRNN_FORWARD, NULL, &self.call.workspace_size)
         self.call.workspace = self.workspace.reserve(self.call.workspace_size)
 
@@ -107,9 +107,9 @@ cdef class Stepper:
         cdef Watch watch
         cdef fastrnn_status status
         cdef Packed packed = self.stack.attach(&self.call, False)
-        memcpy(data(self.h_before), self.call.h_n, self.h_bytes)
+        memcpy(data(self.h_before), self.call.final_state[0], self.h_bytes)
         if self.c_bytes:
-            memcpy(data(self.c_before), self.call.c_n, self.c_bytes)
+            memcpy(data(self.c_before), self.call.final_state[1], self.c_bytes)
         watch = Watch(0, fastrnn_current_mode())
         self.call.poll, self.call.poll_context = ask_for_signals, &watch
         with nogil:
@@ -128,9 +128,9 @@ cdef class Stepper:
         self.steps -= 1
 
     cdef void put_back(self):
-        memcpy(self.call.h_n, data(self.h_before), self.h_bytes)
+        memcpy(self.call.final_state[0], data(self.h_before), self.h_bytes)
         if self.c_bytes:
-            memcpy(self.call.c_n, data(self.c_before), self.c_bytes)
+            memcpy(self.call.final_state[1], data(self.c_before), self.c_bytes)
 
     cdef object as_made(self, view, bint row):
         """`view`, which shows y or its only row, as it was made. The caller had it, and may have changed its shape or

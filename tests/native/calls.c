@@ -24,8 +24,7 @@ static fastrnn_call call_of(const problem *q)
         .panels = q->panels,
         .panels_backward = q->panels_backward,
         .x = q->x,
-        .h_0 = q->h_0,
-        .c_0 = q->c_0,
+        .state = {q->h_0, q->c_0},
         .x_masks = q->masks,
         .x_scale = 1.5,
     };
@@ -37,8 +36,8 @@ static void open_forward(const problem *q, fastrnn_call *call, int keep)
     const int bound = q->map != NULL || q->layout != TIME_MAJOR;
     call->keep = keep;
     call->y = empty(q, q->W);
-    call->h_n = array(q->runs * q->B * q->P);
-    call->c_n = q->cell.has_c ? array(q->runs * q->B * q->H) : NULL;
+    call->final_state[0] = array(q->runs * q->B * q->P);
+    call->final_state[1] = q->cell.has_c ? array(q->runs * q->B * q->H) : NULL;
     fastrnn_call_sizes(q->stack, call, FASTRNN_FORWARD, &call->tape_size, &call->workspace_size);
     call->workspace = block(call->workspace_size, item);
     call->tape = keep ? block(call->tape_size, item) : NULL;
@@ -59,8 +58,8 @@ static void same_results(const problem *q, const fastrnn_call *a, const fastrnn_
 {
     if (a->y.data && b->y.data)
         same_sequence(q, a->y, b->y, q->W, what);
-    if (memcmp(a->h_n, b->h_n, (size_t)(q->runs * q->B * q->P) * item) ||
-        (q->cell.has_c && memcmp(a->c_n, b->c_n, (size_t)(q->runs * q->B * q->H) * item)))
+    if (memcmp(a->final_state[0], b->final_state[0], (size_t)(q->runs * q->B * q->P) * item) ||
+        (q->cell.has_c && memcmp(a->final_state[1], b->final_state[1], (size_t)(q->runs * q->B * q->H) * item)))
         fail(what);
 }
 
@@ -95,10 +94,10 @@ static void compare_forward(const problem *q, const fastrnn_call *first)
 
     call = call_of(q);
     open_forward(q, &call, FASTRNN_KEEP_NOTHING);
-    memcpy(call.h_n, q->h_0, (size_t)(q->runs * q->B * q->P) * item);
+    memcpy(call.final_state[0], q->h_0, (size_t)(q->runs * q->B * q->P) * item);
     if (q->cell.has_c)
-        memcpy(call.c_n, q->c_0, (size_t)(q->runs * q->B * q->H) * item);
-    call.h_0 = call.h_n, call.c_0 = call.c_n;
+        memcpy(call.final_state[1], q->c_0, (size_t)(q->runs * q->B * q->H) * item);
+    call.state[0] = call.final_state[0], call.state[1] = call.final_state[1];
     forward(q, &call);
     same_results(q, first, &call, "differs where the final state lies over the initial one");
 
@@ -125,7 +124,7 @@ static void compare_steps(const problem *q, const fastrnn_call *first)
         return;
     call.T = 1;
     call.y = y;
-    call.h_n = array(q->runs * q->B * q->P), call.c_n = q->cell.has_c ? array(q->runs * q->B * q->H) : NULL;
+    call.final_state[0] = array(q->runs * q->B * q->P), call.final_state[1] = q->cell.has_c ? array(q->runs * q->B * q->H) : NULL;
     fastrnn_call_sizes(q->stack, &call, FASTRNN_FORWARD, NULL, &call.workspace_size);
     call.workspace = block(call.workspace_size, item);
     for (int64_t step = 0; step < q->T; step++) {
@@ -133,7 +132,7 @@ static void compare_steps(const problem *q, const fastrnn_call *first)
         call.panels = step % 2 ? NULL : q->panels;
         call.x.data = element(q->x, t, 0), call.y.data = element(y, t, 0);
         forward(q, &call);
-        call.h_0 = call.h_n, call.c_0 = call.c_n;
+        call.state[0] = call.final_state[0], call.state[1] = call.final_state[1];
     }
     call.y = y;
     same_results(q, first, &call, "differs step by step");
@@ -191,16 +190,16 @@ static void compare_episode(const problem *q, const fastrnn_call *first, int64_t
         if (is_real(q, t, b))
             memcpy(x + (size_t)call.T++ * x_bytes, element(q->x, t, b), x_bytes);
     call.x = (fastrnn_sequence){x, q->I, q->I}, call.y = (fastrnn_sequence){y, q->W, q->W};
-    call.h_0 = state_of_row(q, q->h_0, q->P, b, given);
-    call.c_0 = q->cell.has_c ? state_of_row(q, q->c_0, q->H, b, given) : NULL;
-    call.h_n = array(q->runs * q->P);
-    call.c_n = q->cell.has_c ? array(q->runs * q->H) : NULL;
+    call.state[0] = state_of_row(q, q->h_0, q->P, b, given);
+    call.state[1] = q->cell.has_c ? state_of_row(q, q->c_0, q->H, b, given) : NULL;
+    call.final_state[0] = array(q->runs * q->P);
+    call.final_state[1] = q->cell.has_c ? array(q->runs * q->H) : NULL;
     fastrnn_call_sizes(q->stack, &call, FASTRNN_FORWARD, NULL, &call.workspace_size);
     call.workspace = block(call.workspace_size, item);
     forward(q, &call);
-    same_final_state(q, first->h_n, call.h_n, q->P, b, ends);
+    same_final_state(q, first->final_state[0], call.final_state[0], q->P, b, ends);
     if (q->cell.has_c)
-        same_final_state(q, first->c_n, call.c_n, q->H, b, ends);
+        same_final_state(q, first->final_state[1], call.final_state[1], q->H, b, ends);
     for (int64_t t = begin, k = 0; t < end; t++)
         if (is_real(q, t, b) && memcmp(y + (size_t)k++ * y_bytes, element(first->y, t, b), y_bytes))
             fail("an episode alone differs");
@@ -252,10 +251,10 @@ static void open_backward(const problem *q, fastrnn_call *call, fastrnn_weights 
 {
     const int64_t G = q->cell.gates * q->H;
     call->dy = q->dy;
-    call->dh_n = q->dh_n, call->dc_n = q->dc_n;
+    call->dfinal_state[0] = q->dh_n, call->dfinal_state[1] = q->dc_n;
     call->dx = all || !one_in(3) ? empty(q, q->I) : (fastrnn_sequence){0};
-    call->dh_0 = wanted(all, 1, q->runs * q->B * q->P);
-    call->dc_0 = wanted(all, q->cell.has_c, q->runs * q->B * q->H);
+    call->dstate[0] = wanted(all, 1, q->runs * q->B * q->P);
+    call->dstate[1] = wanted(all, q->cell.has_c, q->runs * q->B * q->H);
     for (int k = 0; k < q->runs; k++)
         dweights[k] = (fastrnn_weights){
             .size = sizeof *dweights,
@@ -291,8 +290,8 @@ static int list_gradients(const problem *q, const fastrnn_call *call, gradient_t
 {
     int n = 0;
     const int64_t G = q->cell.gates * q->H;
-    to[n++] = (gradient_t){"dh", call->dh_0, q->runs * q->B * q->P};
-    to[n++] = (gradient_t){"dc", call->dc_0, q->runs * q->B * q->H};
+    to[n++] = (gradient_t){"dh", call->dstate[0], q->runs * q->B * q->P};
+    to[n++] = (gradient_t){"dc", call->dstate[1], q->runs * q->B * q->H};
     for (int k = 0; k < q->runs; k++) {
         const fastrnn_weights d = call->dweights ? call->dweights[k] : (fastrnn_weights){0};
         to[n++] = (gradient_t){"w_ih", d.weight_ih, G * input_size(q, k)};
@@ -473,8 +472,8 @@ static void solve(problem q)
     open_forward(&q, &first, FASTRNN_KEEP_NOTHING);
     forward(&q, &first);
     report_sequence(&q, "y", first.y, q.W);
-    report("h", first.h_n, q.runs * q.B, q.P, q.P);
-    report("c", first.c_n, q.runs * q.B, q.H, q.H);
+    report("h", first.final_state[0], q.runs * q.B, q.P, q.P);
+    report("c", first.final_state[1], q.runs * q.B, q.H, q.H);
     compare_forward(&q, &first);
     compare_steps(&q, &first);
     compare_episodes(&q, &first);

@@ -35,7 +35,7 @@ static void *copy(const void *from, fastrnn_size n)
 
 static void *pack_rows(int count, fastrnn_size units, fastrnn_size K, const void *w, void *to)
 {
-    const fastrnn_source source = {w, K, 1, 0, NULL};
+    const fastrnn_matrix source = {w, K, 1, 0, NULL};
     CALL(pack_rows, count, units, K, &source, to);
     return to;
 }
@@ -43,7 +43,7 @@ static void *pack_rows(int count, fastrnn_size units, fastrnn_size K, const void
 static void *pack_columns(fastrnn_size units, fastrnn_size K, const void *w)
 {
     void *to = panels(CALL(packed_size, 1, units, K));
-    const fastrnn_source source = {w, units, 1, 0, NULL};
+    const fastrnn_matrix source = {w, units, 1, 0, NULL};
     CALL(pack_columns, units, K, &source, to);
     return to;
 }
@@ -94,7 +94,7 @@ static void solve(problem q)
     if (shape.has_reset)
         pack_rows(1, H, H, (const char *)w_hh + (size_t)(direct * H) * item, packed_hh + (size_t)size_hh * item);
 
-    const void *h = numbers(B * P, 1), *c = shape.has_c ? numbers(B * H, 1) : NULL;
+    const void *h = numbers(B * P, 1), *c = shape.inner ? numbers(B * H, 1) : NULL;
     const fastrnn_size ldy = P + (one_in(2) ? 3 : 0);
     int polls = 0, asked = 0;
     const fastrnn_weights weights = {
@@ -112,6 +112,8 @@ static void solve(problem q)
         .P = P,
         .G = G,
         .AH = AH,
+        .KH = shape.kept * H,
+        .DH = AH,
         .has_bias_ih = weights.bias_ih != NULL,
         .has_bias_hh = weights.bias_hh != NULL,
         .projected = q.projected,
@@ -148,12 +150,12 @@ static void solve(problem q)
         polls = stop ? 1 + asked / 2 : 0;
         run->h_rows = array(N * ldy);
         run->h = copy(h, B * P);
-        run->c = copy(c, B * H);
+        run->inner[0] = copy(c, B * H);
         forward.sums = panels(sums);
         if (CALL(run_forward, &forward) != (stop && asked ? STOP : 0))
             fail("not stopped by poll, or by nobody");
         if (!stop)
-            y = run->h_rows, h_n = run->h, c_n = run->c;
+            y = run->h_rows, h_n = run->h, c_n = run->inner[0];
     }
     report("y", y, N, P, ldy);
     report("h", h_n, B, P, P);
@@ -163,31 +165,31 @@ static void solve(problem q)
     run->poll.ask = NULL;
     run->h_rows = array(N * ldy);
     run->h = copy(h, B * P);
-    run->c = copy(c, B * H);
-    run->gates = shape.accumulators == 1 && ldy == H ? run->h_rows : array(N * AH); /* an RNN keeps just its output */
-    run->c_rows = array_if(shape.has_c, N * H);
+    run->inner[0] = copy(c, B * H);
+    run->kept = array_if(shape.kept, N * shape.kept * H);
+    run->inner_rows[0] = array_if(shape.inner, N * H);
     CALL(run_forward, &forward);
     if (memcmp(run->h_rows, y, (size_t)(N * ldy) * item) || memcmp(run->h, h_n, (size_t)(B * P) * item) ||
-        (c && memcmp(run->c, c_n, (size_t)(B * H) * item)))
+        (c && memcmp(run->inner[0], c_n, (size_t)(B * H) * item)))
         fail("differs with keep");
 
     /* And with the weights as they are. */
     fastrnn_forward_run unpacked = forward;
     unpacked.run.panels = (fastrnn_layer_panels){0};
-    unpacked.run.gates = unpacked.run.c_rows = NULL;
+    unpacked.run.kept = unpacked.run.inner_rows[0] = NULL;
     unpacked.run.h_rows = array(N * ldy);
     unpacked.run.h = copy(h, B * P);
-    unpacked.run.c = copy(c, B * H);
+    unpacked.run.inner[0] = copy(c, B * H);
     CALL(run_forward, &unpacked);
     if (memcmp(unpacked.run.h_rows, y, (size_t)(N * ldy) * item) ||
         memcmp(unpacked.run.h, h_n, (size_t)(B * P) * item) ||
-        (c && memcmp(unpacked.run.c, c_n, (size_t)(B * H) * item)))
+        (c && memcmp(unpacked.run.inner[0], c_n, (size_t)(B * H) * item)))
         fail("differs with unpacked weights");
 
     fastrnn_backward_run backward = {.run = *run};
     run = &backward.run;
     run->h = copy(h, B * P);
-    run->c = copy(c, B * H);
+    run->inner[0] = copy(c, B * H);
     run->chunk = one_in(3) ? N : least(B + (N - B) / 2, N);
     run->panels.ih = pack_columns(I, G, w_ih);
     run->panels.hh = pack_columns(P, G, w_hh);
@@ -196,7 +198,7 @@ static void solve(problem q)
     if (!one_in(8))
         backward.dy = (fastrnn_rows){numbers(N * lddy, 1), lddy, 0, 0};
     backward.dh = numbers(B * P, 1);
-    backward.dc = c ? numbers(B * H, 1) : NULL;
+    backward.dinner[0] = c ? numbers(B * H, 1) : NULL;
     backward.add_to_dx = one_in(2);
     if (!one_in(8))
         backward.dx = (fastrnn_rows){backward.add_to_dx ? numbers(N * I, 1) : array(N * I), I, 0, 0};
@@ -215,7 +217,7 @@ static void solve(problem q)
     CALL(run_backward, &backward);
     report("dx", backward.dx.data, N, I, I);
     report("dh", backward.dh, B, P, P);
-    report("dc", backward.dc, B, H, H);
+    report("dc", backward.dinner[0], B, H, H);
     report("dw_ih", backward.dweights.weight_ih, G, I, I);
     report("dw_hh", backward.dweights.weight_hh, G, P, P);
     report("dw_hr", backward.dweights.weight_hr, P, H, H);
@@ -246,7 +248,7 @@ static void multiply(int single, int transpose, fastrnn_size M, fastrnn_size N, 
 static void each(problem q, int least_gates)
 {
     for (q.cell = 0; q.cell < FASTRNN_CELLS; q.cell++)
-        for (q.projected = 0; q.projected <= fastrnn_cell_shapes[q.cell].has_c; q.projected++)
+        for (q.projected = 0; q.projected <= fastrnn_cell_shapes[q.cell].projects; q.projected++)
             if (fastrnn_cell_shapes[q.cell].gates >= least_gates)
                 solve(q);
 }

@@ -59,7 +59,7 @@ static int64_t next_bits(void) /* 24 of them, signed: a float holds them all, so
     return (int64_t)(seed >> 40) - (1 << 23);
 }
 
-static int one_in(int n) { return (next_bits() & 0xffff) % n == 0; }
+static inline int one_in(int n) { return (next_bits() & 0xffff) % n == 0; }
 
 /* n numbers below 2/sqrt(K), by a power of two: a sum of K products of them stays moderate. */
 static void *numbers(ptrdiff_t n, ptrdiff_t K)
@@ -113,6 +113,6 @@ static void report(const char *name, const void *from, ptrdiff_t rows, ptrdiff_t
 /* ---- polls ---------------------------------------------------------------------------------------- */
 
 enum { STOP = 7 };
-static int count_down(void *context) { return --*(int *)context == 0 ? STOP : 0; }
+static inline int count_down(void *context) { return --*(int *)context == 0 ? STOP : 0; }
 
 #endif

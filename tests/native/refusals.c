@@ -123,15 +123,15 @@ static fastrnn_call good_call(int T_, int B_, int keep)
         .panels_backward = made.panels,
         .x = {made.numbers, B_ * I, I},
         .y = {allocate(T * B * H * sizeof(float)), B_ * H, H},
-        .h_0 = made.numbers,
-        .h_n = allocate(B * H * sizeof(float)),
+        .state = {made.numbers},
+        .final_state = {allocate(B * H * sizeof(float))},
     };
     size_t backward;
     fastrnn_call_sizes(made.stack, &call, FASTRNN_FORWARD, &call.tape_size, &call.workspace_size);
     call.dx = (fastrnn_sequence){allocate(T * B * I * sizeof(float)), B_ * I, I};
     call.dy = (fastrnn_sequence){made.gradients, B_ * H, H};
-    call.dh_n = made.gradients;
-    call.dh_0 = allocate(B * H * sizeof(float));
+    call.dfinal_state[0] = made.gradients;
+    call.dstate[0] = allocate(B * H * sizeof(float));
     fastrnn_call_sizes(made.stack, &call, FASTRNN_BACKWARD, NULL, &backward);
     call.workspace_size = backward > call.workspace_size ? backward : call.workspace_size;
     call.workspace = allocate(call.workspace_size);
@@ -141,7 +141,7 @@ static fastrnn_call good_call(int T_, int B_, int keep)
 
 static void close_call(const fastrnn_call *call)
 {
-    free(call->y.data), free(call->h_n), free(call->dx.data), free(call->dh_0), free(call->workspace), free(call->tape);
+    free(call->y.data), free(call->final_state[0]), free(call->dx.data), free(call->dstate[0]), free(call->workspace), free(call->tape);
 }
 
 #define CALL(PASS, STATUS, WORD, CHANGE)                                                        \
@@ -231,7 +231,7 @@ static void take_empty_batches(void)
         for (int k = 0; k < H * H; k++)
             expect(__LINE__, dweight[k] != 0, FASTRNN_OK, "a gradient is not zero", "");
         for (int k = 0; !steps && k < B * H; k++)
-            expect(__LINE__, ((float *)call.h_n)[k] != made.numbers[k] || ((float *)call.dh_0)[k] != made.gradients[k],
+            expect(__LINE__, ((float *)call.final_state[0])[k] != made.numbers[k] || ((float *)call.dstate[0])[k] != made.gradients[k],
                    FASTRNN_OK, "a state does not pass through", "");
         close_call(&call);
     }

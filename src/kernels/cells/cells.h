@@ -1,53 +1,56 @@
 /* The cells: the equations. Their only other copy is fastrnn/reference.py.
  *
  * A cell computes one vector of units of one row, in registers; loops.h loads and stores. Names are those of
- * docs/math.md. Derivatives are functions of the output.
- *
- *   a    the accumulators. In: pre-activations, with bias and all products. Out: activations, as the tape keeps them.
- *   da   gradients of the pre-activations, in the same order
- *   h    forward, in: h_prev; out: h. Backward, out: o tanh(c), for dW_hr.
- *   c    in: c_prev; out: c. Backward reads c and c_prev.
- *   dh   in: gradient of h; out: the part of the gradient of h_prev that no product carries
- *   dc   in: gradient of c; out: gradient of c_prev
+ * docs/math.md. A cell leaves members alone that it has no use for.
  *
  * Forward has one or two stages. GATES has the activations that wait for nothing, and c. OUTPUT has those that wait for
  * GATES, and h; a cell with one stage has OUTPUT alone. Each stage is a loop of its own over all rows of a group of
- * units, so that the processor overlaps many independent chains.
- *
- * A cell leaves arguments alone that it has no use for.
- */
-#define UNUSED __attribute__((unused))
-#define GATES(CELL) INLINE void CELL##_gates(V a[], UNUSED V *c)
-#define OUTPUT(CELL) INLINE void CELL##_output(V a[], UNUSED V c, V *h)
-#define BACKWARD(CELL)                                                                                       \
-    INLINE void CELL##_backward(const V a[], UNUSED V h_prev, UNUSED V c, UNUSED V c_prev, V *dh,     \
-                                       UNUSED V *dc, UNUSED V *h, V da[])
+ * units, so that the processor overlaps many independent chains. What the stages pass to each other is in `a` and in
+ * `inner`. */
+typedef struct {
+    V a[FASTRNN_MOST_BLOCKS];      /* in: pre-activations, with bias and all products. Out: what the tape keeps. */
+    V h_prev, h;                   /* h is set by OUTPUT */
+    V inner[FASTRNN_MOST_INNER];   /* the rest of the state, c first. In: before the step. Out: after it. */
+    V vector[FASTRNN_MOST_VECTORS]; /* parameters of the units */
+} unit_forward_t;
+
+/* Derivatives are functions of what the tape keeps. */
+typedef struct {
+    V a[FASTRNN_MOST_BLOCKS];
+    V h_prev, h;
+    V inner[FASTRNN_MOST_INNER], inner_prev[FASTRNN_MOST_INNER];
+    V vector[FASTRNN_MOST_VECTORS];
+    V dh;                           /* in: gradient of h. Out: the part of that of h_prev that no product carries. */
+    V dinner[FASTRNN_MOST_INNER];   /* in: gradients of `inner`. Out: of inner_prev. */
+    V da[FASTRNN_MOST_BLOCKS];      /* gradients of the pre-activations */
+    V dvector[FASTRNN_MOST_VECTORS]; /* this row's part of the gradients of `vector` */
+    V unprojected;                  /* o tanh(c), which a projection multiplies */
+} unit_backward_t;
+
+enum { C }; /* inner[C] */
+
+#define GATES(CELL) INLINE void CELL##_gates(unit_forward_t *u)
+#define OUTPUT(CELL) INLINE void CELL##_output(unit_forward_t *u)
+#define BACKWARD(CELL) INLINE void CELL##_backward(unit_backward_t *u)
 
 /* Elman's cell (Elman, 1990)
- *   h = f(a),  a = W_ih x + b_ih + W_hh h_prev + b_hh,  f = tanh or relu */
+ *   h = f(a),  a = W_ih x + b_ih + W_hh h_prev + b_hh,  f = tanh or relu
+ * Its derivative is a function of h, so the tape keeps nothing else. */
 
-OUTPUT(rnn_tanh)
-{
-    a[0] = v_tanh(a[0]);
-    *h = a[0];
-}
+OUTPUT(rnn_tanh) { u->h = v_tanh(u->a[0]); }
 
 BACKWARD(rnn_tanh)
 {
-    da[0] = *dh * d_tanh(a[0]);
-    *dh = v_set(0);
+    u->da[0] = u->dh * d_tanh(u->h);
+    u->dh = v_set(0);
 }
 
-OUTPUT(rnn_relu)
-{
-    a[0] = v_max(v_set(0), a[0]);
-    *h = a[0];
-}
+OUTPUT(rnn_relu) { u->h = v_max(v_set(0), u->a[0]); }
 
 BACKWARD(rnn_relu)
 {
-    da[0] = v_real(v_bits(*dh) & (a[0] > 0));
-    *dh = v_set(0);
+    u->da[0] = v_real(v_bits(u->dh) & (u->h > 0));
+    u->dh = v_set(0);
 }
 
 /* LSTM (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000)
@@ -56,58 +59,58 @@ BACKWARD(rnn_relu)
 
 GATES(lstm)
 {
-    V i = v_sigmoid(a[0]), f = v_sigmoid(a[1]), g = v_tanh(a[2]), o = v_sigmoid(a[3]);
-    *c = v_fma(f, *c, i * g);
-    a[0] = i, a[1] = f, a[2] = g, a[3] = o;
+    V i = v_sigmoid(u->a[0]), f = v_sigmoid(u->a[1]), g = v_tanh(u->a[2]), o = v_sigmoid(u->a[3]);
+    u->inner[C] = v_fma(f, u->inner[C], i * g);
+    u->a[0] = i, u->a[1] = f, u->a[2] = g, u->a[3] = o;
 }
 
 OUTPUT(lstm)
 {
-    V o = a[3];
-    *h = o * v_tanh(c);
+    V o = u->a[3];
+    u->h = o * v_tanh(u->inner[C]);
 }
 
 BACKWARD(lstm)
 {
-    V i = a[0], f = a[1], g = a[2], o = a[3];
-    V tanh_c = v_tanh(c); /* cheaper to compute again than to keep in the tape */
-    *h = o * tanh_c;
-    V d_c = v_fma(*dh * o, d_tanh(tanh_c), *dc);
-    da[0] = d_c * g * d_sigmoid(i);
-    da[1] = d_c * c_prev * d_sigmoid(f);
-    da[2] = d_c * i * d_tanh(g);
-    da[3] = *dh * tanh_c * d_sigmoid(o);
-    *dc = d_c * f;
-    *dh = v_set(0);
+    V i = u->a[0], f = u->a[1], g = u->a[2], o = u->a[3];
+    V tanh_c = v_tanh(u->inner[C]); /* cheaper to compute again than to keep in the tape */
+    V dc = v_fma(u->dh * o, d_tanh(tanh_c), u->dinner[C]);
+    u->da[0] = dc * g * d_sigmoid(i);
+    u->da[1] = dc * u->inner_prev[C] * d_sigmoid(f);
+    u->da[2] = dc * i * d_tanh(g);
+    u->da[3] = u->dh * tanh_c * d_sigmoid(o);
+    u->dinner[C] = dc * f;
+    u->dh = v_set(0);
+    u->unprojected = o * tanh_c;
 }
 
 /* GRU with the reset gate after the product, as in cuDNN and PyTorch
  *   r, z = sigmoid(a_r, a_z)    n = tanh(a_x + r a_h),  a_x = W_in x + b_in,  a_h = W_hn h_prev + b_hn
  *   h = (1 - z) n + z h_prev
- * a comes in as a_r, a_z, a_h, a_x and goes out as r, z, a_h, n. */
+ * `a` comes in as a_r, a_z, a_h, a_x and goes out as r, z, a_h, n. */
 
 GATES(gru)
 {
-    V r = v_sigmoid(a[0]), z = v_sigmoid(a[1]), a_n = v_fma(r, a[2], a[3]);
-    a[0] = r, a[1] = z, a[3] = a_n;
+    V r = v_sigmoid(u->a[0]), z = v_sigmoid(u->a[1]), a_n = v_fma(r, u->a[2], u->a[3]);
+    u->a[0] = r, u->a[1] = z, u->a[3] = a_n;
 }
 
 OUTPUT(gru)
 {
-    V z = a[1], n = v_tanh(a[3]);
-    *h = v_fma(z, *h - n, n);
-    a[3] = n;
+    V z = u->a[1], n = v_tanh(u->a[3]);
+    u->h = v_fma(z, u->h_prev - n, n);
+    u->a[3] = n;
 }
 
 BACKWARD(gru)
 {
-    V r = a[0], z = a[1], a_h = a[2], n = a[3];
-    V da_x = *dh * (1 - z) * d_tanh(n);
-    da[0] = da_x * a_h * d_sigmoid(r);
-    da[1] = *dh * (h_prev - n) * d_sigmoid(z);
-    da[2] = da_x * r;
-    da[3] = da_x;
-    *dh = *dh * z;
+    V r = u->a[0], z = u->a[1], a_h = u->a[2], n = u->a[3];
+    V da_x = u->dh * (1 - z) * d_tanh(n);
+    u->da[0] = da_x * a_h * d_sigmoid(r);
+    u->da[1] = u->dh * (u->h_prev - n) * d_sigmoid(z);
+    u->da[2] = da_x * r;
+    u->da[3] = da_x;
+    u->dh = u->dh * z;
 }
 
 /* GRU with the reset gate before the product (Cho et al., 2014)
@@ -124,18 +127,18 @@ INLINE void reset_stage_forward(V a[], V h_prev, V *rh)
 
 OUTPUT(gru_reset_before)
 {
-    V z = a[1], n = v_tanh(a[2]);
-    *h = v_fma(z, *h - n, n);
-    a[2] = n;
+    V z = u->a[1], n = v_tanh(u->a[2]);
+    u->h = v_fma(z, u->h_prev - n, n);
+    u->a[2] = n;
 }
 
 BACKWARD(gru_reset_before)
 {
-    V z = a[1], n = a[2];
-    da[0] = v_set(0); /* the reset stage writes it, once it has the gradient of r h_prev */
-    da[1] = *dh * (h_prev - n) * d_sigmoid(z);
-    da[2] = *dh * (1 - z) * d_tanh(n);
-    *dh = *dh * z;
+    V z = u->a[1], n = u->a[2];
+    u->da[0] = v_set(0); /* the reset stage writes it, once it has the gradient of r h_prev */
+    u->da[1] = u->dh * (u->h_prev - n) * d_sigmoid(z);
+    u->da[2] = u->dh * (1 - z) * d_tanh(n);
+    u->dh = u->dh * z;
 }
 
 INLINE void reset_stage_backward(const V a[], V h_prev, V *drh, V *dh, V da[])
@@ -145,3 +148,8 @@ INLINE void reset_stage_backward(const V a[], V h_prev, V *drh, V *dh, V da[])
     *dh = v_fma(*drh, r, *dh);
     *drh = r * h_prev;
 }
+
+#ifdef FASTRNN_MORE_CELLS
+#define FASTRNN_EQUATIONS
+#include FASTRNN_MORE_CELLS
+#endif

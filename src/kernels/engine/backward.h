@@ -43,9 +43,9 @@ typedef struct {
 static part_t part_of_step(const step_t *s, fastrnn_size row)
 {
     const fastrnn_size to = least(s->rows.to, s->n);
-    if (row < s->old)
-        return (part_t){least(to, s->old) - row, &s->h_old, 1};
-    return (part_t){to - row, &s->h_new, 0};
+    if (row < s->n_before)
+        return (part_t){least(to, s->n_before) - row, &s->h_before, 1};
+    return (part_t){to - row, &s->h_initial, 0};
 }
 
 /* The cells, of this member's rows and units of the step. The rows are whole, not a group of units at a time as in
@@ -60,29 +60,25 @@ static void apply_backward(const backward_t *b)
     for (fastrnn_size row = s->rows.from; row < to; row += part.n) {
         part = part_of_step(s, row);
         const fastrnn_size at = s->first + row;
-        const real *c = 0, *c_prev = 0;
-        if (layer->shape.has_c) {
-            c = (const real *)run->c_rows + at * H;
-            c_prev = part.has_before ? (const real *)run->c_rows + (s->first_old + row) * H
-                                     : (const real *)run->c + row * H;
+        fastrnn_cell_backward cell;
+        cell.n = part.n, cell.H = H;
+        cell.unit = s->units.from * LANES, cell.end = least(s->units.to * LANES, H);
+        cell.kept = (const real *)run->kept + at * layer->KH;
+        cell.h_prev = row_of(*part.h_prev, row), cell.ld_prev = part.h_prev->ld;
+        cell.h = row_of(s->history, at), cell.ldh = s->history.ld;
+        for (int k = 0; k < layer->shape.inner; k++) {
+            const real *rows = run->inner_rows[k], *initial = run->inner[k];
+            cell.inner[k] = rows + at * H;
+            cell.inner_prev[k] = part.has_before ? rows + (s->first_before + row) * H : initial + row * H;
+            cell.dinner[k] = (real *)b->run->dinner[k] + row * H;
         }
-        cells[layer->cell].backward(&(fastrnn_cell_backward){
-            .n = part.n,
-            .H = H,
-            .unit = s->units.from * LANES,
-            .end = least(s->units.to * LANES, H),
-            .gates = (const real *)run->gates + at * layer->AH,
-            .h_prev = row_of(*part.h_prev, row),
-            .ld_prev = part.h_prev->ld,
-            .c = c,
-            .c_prev = c_prev,
-            .dy = b->dy.at && !layer->projected ? row_of(b->dy, at) : 0,
-            .lddy = b->dy.ld,
-            .dgates = b->dgates + row * layer->AH,
-            .dh = (real *)(layer->projected ? b->run->dunit : b->run->dh) + row * H,
-            .dc = b->run->dc ? (real *)b->run->dc + row * H : 0,
-            .h = b->units_kept ? b->units_kept + row * H : 0,
-        });
+        for (int k = 0; k < layer->shape.vectors; k++)
+            cell.vector[k] = run->weights->vector[k];
+        cell.dy = b->dy.at && !layer->projected ? row_of(b->dy, at) : 0, cell.lddy = b->dy.ld;
+        cell.dgates = b->dgates + row * layer->DH;
+        cell.dh = (real *)(layer->projected ? b->run->dunit : b->run->dh) + row * H;
+        cell.unprojected = b->units_kept ? b->units_kept + row * H : 0;
+        cells[layer->cell].backward(&cell);
     }
 }
 
@@ -99,11 +95,11 @@ static void apply_reset_backward(const backward_t *b)
             .H = H,
             .unit = s->units.from * LANES,
             .end = least(s->units.to * LANES, H),
-            .gates = (const real *)s->run->gates + (s->first + row) * layer->AH,
+            .kept = (const real *)s->run->kept + (s->first + row) * layer->KH,
             .h_prev = row_of(*part.h_prev, row),
             .ld_prev = part.h_prev->ld,
             .drh = b->units_kept + row * H,
-            .dgates = b->dgates + row * layer->AH,
+            .dgates = b->dgates + row * layer->DH,
             .dh = (real *)b->run->dh + row * H,
         });
     }
@@ -126,16 +122,17 @@ static void apply_upstream(const backward_t *b)
     }
 }
 
-/* dh of the step before, from the dgates (n, AH) of one. */
+/* dh of the step before, from the dgates (n, DH) of one. */
 static void carry_back(backward_t *b, const real *dgates, fastrnn_size n)
 {
     const step_t *s = &b->step;
     b->back.a = dgates;
     b->back.downward = s->t & 1;
-    run_product(&b->back, s->me, s->rows.from, least(s->rows.to, n), s->out.from, s->out.to, 0, 0);
+    if (s->layer->shape.hidden_blocks)
+        run_product(&b->back, s->me, s->rows.from, least(s->rows.to, n), s->out.from, s->out.to, 0, 0);
 }
 
-/* dgates of step t, given those (n, AH) of the step after it if it is in the same chunk, else n = 0. */
+/* dgates of step t, given those (n, DH) of the step after it if it is in the same chunk, else n = 0. */
 static void step_backward(backward_t *b, const real *dgates, fastrnn_size n)
 {
     const step_t *s = &b->step;
@@ -172,7 +169,7 @@ static void steps_backward(backward_t *b)
         const fastrnn_size at = run->offsets[t] - run->offsets[s->from];
         const real *dgates_after = b->dgates;
         go_to(s, t);
-        b->dgates = (real *)b->run->dgates + at * layer->AH;
+        b->dgates = (real *)b->run->dgates + at * layer->DH;
         b->units_kept = b->run->units ? (real *)b->run->units + at * layer->H : 0;
         b->dh_kept = b->run->dh_rows ? (real *)b->run->dh_rows + at * layer->P : 0;
         step_backward(b, dgates_after, after);
@@ -194,18 +191,18 @@ static void pack_h_prev(step_t *s, fastrnn_size rows, void *panels, span_t vecto
     for (fastrnn_size t = s->from; t <= s->to; t++) {
         if (t < s->to)
             go_to(s, t);
-        const int follows = t < s->to && count && s->old && s->h_old.at == from + count * run->ldh &&
+        const int follows = t < s->to && count && s->n_before && s->h_before.at == from + count * run->ldh &&
                             s->first - first == to + count;
         if (!follows) {
             if (count)
                 panels_of_columns(P, COLUMN_WIDTH, rows, to, count, from, run->ldh, panels, vectors.from, vectors.to);
-            from = s->h_old.at, to = s->first - first, count = 0;
+            from = s->h_before.at, to = s->first - first, count = 0;
         }
         if (t < s->to) {
-            count += s->old;
-            if (s->n > s->old)
-                panels_of_columns(P, COLUMN_WIDTH, rows, s->first - first + s->old, s->n - s->old,
-                                  row_of(s->h_new, s->old), P, panels, vectors.from, vectors.to);
+            count += s->n_before;
+            if (s->n > s->n_before)
+                panels_of_columns(P, COLUMN_WIDTH, rows, s->first - first + s->n_before, s->n - s->n_before,
+                                  row_of(s->h_initial, s->n_before), P, panels, vectors.from, vectors.to);
         }
     }
 }
@@ -217,13 +214,14 @@ static void pack_chunk(backward_t *b, fastrnn_size first, fastrnn_size rows)
     const step_t *s = &b->step;
     const fastrnn_weights *d = &run->dweights;
     const fastrnn_layer *layer = s->layer;
-    const fastrnn_size H = layer->H, I = layer->I, AH = layer->AH;
+    const fastrnn_size H = layer->H, I = layer->I, AH = layer->AH, DH = layer->DH;
     /* Those of a projection are multiplied with rows of dh, not with columns of panels. */
     const int units_width = layer->projected ? WEIGHT_WIDTH(1) : COLUMN_WIDTH;
     span_t mine = share_of(s->me, vector_count(AH), 1);
     if (d->weight_ih || d->weight_hh)
-        panels_of_columns(AH, 1, rows, 0, rows, run->dgates, AH, run->panels_dgates, mine.from, mine.to);
-    add_rows(rows, AH, mine.from * LANES, least(mine.to * LANES, AH), run->dgates, run->dbias);
+        panels_of_columns(AH, 1, rows, 0, rows, run->dgates, DH, run->panels_dgates, mine.from, mine.to);
+    mine = share_of(s->me, vector_count(DH), 1);
+    add_rows(rows, DH, mine.from * LANES, least(mine.to * LANES, DH), run->dgates, run->dbias);
     if (d->weight_hh)
         pack_h_prev(&b->step, rows, run->panels_h, share_of(s->me, vector_count(layer->P), 1));
     mine = share_of(s->me, vector_count(I), 1);
@@ -292,7 +290,7 @@ static void set_dx(const backward_t *b, fastrnn_size first, fastrnn_size rows)
     const fastrnn_size ld = run->dx.scattered ? I : run->dx.row;
     if (run->dx.scattered && run->add_to_dx)
         fastrnn_gather(s->run, &run->dx, I, begin, n, 0, to + mine.from * ld);
-    product_t p = plain_product(direct, I, s->run->panels.ih, layer->G, run->dgates, layer->AH, to);
+    product_t p = plain_product(direct, I, s->run->panels.ih, layer->G, run->dgates, layer->DH, to);
     p.ld_from = p.ld_to = ld;
     p.from = run->add_to_dx ? p.to : 0;
     run_product(&p, s->me, mine.from, mine.to, 0, vector_count(I), 0, 0);
@@ -326,13 +324,13 @@ static void make_backward(backward_t *b)
     const fastrnn_backward_run *run = b->run;
     const fastrnn_layer *layer = b->step.layer;
     const fastrnn_layer_panels panels = run->run.panels;
-    const fastrnn_size H = layer->H, P = layer->P, G = layer->G, AH = layer->AH, direct = layer->shape.hidden_blocks * H;
-    b->back = plain_product(direct, P, panels.hh, G, 0, AH, run->dh);
+    const fastrnn_size H = layer->H, P = layer->P, G = layer->G, DH = layer->DH, direct = layer->shape.hidden_blocks * H;
+    b->back = plain_product(direct, P, panels.hh, G, 0, DH, run->dh);
     b->back.from = layer->projected ? 0 : run->dh;
     if (layer->projected)
         b->unit = plain_product(P, H, panels.hr, P, run->dh, P, run->dunit);
     if (layer->shape.has_reset) {
-        b->reset = plain_product(H, H, panels.hh, G, 0, AH, 0);
+        b->reset = plain_product(H, H, panels.hh, G, 0, DH, 0);
         b->reset.first_k = direct;
     }
 }

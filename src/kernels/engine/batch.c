@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-void fastrnn_open_batch(batch_t *b, const fastrnn_stack *stack, const fastrnn_call *call)
+void fastrnn_open_plan(plan_t *b, const fastrnn_stack *stack, const fastrnn_call *call)
 {
     b->stack = stack;
     b->call = call;
@@ -14,9 +14,9 @@ void fastrnn_open_batch(batch_t *b, const fastrnn_stack *stack, const fastrnn_ca
     b->tape = fastrnn_open_arena(call->tape);
     b->workspace = fastrnn_open_arena(call->workspace);
     if (b->map) {
-        b->at = fastrnn_map_view(b->map);
+        b->arrays = fastrnn_map_view(b->map);
         b->N = b->map->N, b->S = b->map->S, b->steps = b->map->steps;
-        b->offsets = b->at.offsets;
+        b->offsets = b->arrays.offsets;
         return;
     }
     b->N = call->T * call->B, b->S = call->B, b->steps = call->B ? call->T : 0;
@@ -26,7 +26,7 @@ void fastrnn_open_batch(batch_t *b, const fastrnn_stack *stack, const fastrnn_ca
     b->offsets = offsets;
 }
 
-fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width, int exact)
+fastrnn_rows fastrnn_rows_of(const plan_t *b, fastrnn_sequence s, int64_t width, int exact)
 {
     const int64_t T = b->call->T, B = b->call->B;
     const int packed = b->map && b->map->packed;
@@ -38,14 +38,14 @@ fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width
     return (fastrnn_rows){s.data, s.row, packed ? s.row : s.step, 1}; /* packed rows are then the steps of one row */
 }
 
-void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width)
+void fastrnn_clear_masked(const plan_t *b, fastrnn_sequence s, int64_t width)
 {
     if (b->map->packed)
         return;
     const size_t bytes = (size_t)width * b->item;
     for (int64_t t = 0, slot = 0; t < b->call->T; t++)
         for (int64_t row = 0; row < b->call->B; row++, slot++)
-            if (b->at.place[slot] < 0)
+            if (b->arrays.place[slot] < 0)
                 memset((char *)s.data + (size_t)(t * s.step + row * s.row) * b->item, 0, bytes);
 }
 
@@ -53,7 +53,7 @@ void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width)
  * layer k (S, width), which runs use. Without a map, segments are rows, and the final states are in place already. */
 
 /* Initial states: of rows `given`, to segments `to`. */
-void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t width, char *to)
+void fastrnn_begin_states(const plan_t *b, int k, const void *given, int64_t width, char *to)
 {
     const size_t bytes = (size_t)width * b->item;
     const char *from = given ? (const char *)given + (size_t)(k * b->call->B) * bytes : NULL;
@@ -62,7 +62,7 @@ void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t wi
             memmove(to, from, (size_t)b->S * bytes);
         return;
     }
-    const int64_t *begin = b->map ? b->at.begin[b->stack->layers[k].reverse] : NULL;
+    const int64_t *begin = b->map ? b->arrays.begin[b->stack->layers[k].reverse] : NULL;
     for (int64_t s = 0; s < b->S; s++)
         if (from && begin[s] >= 0)
             memcpy(to + (size_t)s * bytes, from + (size_t)begin[s] * bytes, bytes);
@@ -72,10 +72,10 @@ void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t wi
 
 /* Final states: of segments `from`, to rows `final`. A row that has none passes its initial state `given` on, or
  * zero. */
-void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *given, int64_t width, void *final)
+void fastrnn_end_states(const plan_t *b, int k, const char *from, const void *given, int64_t width, void *final)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
-    const int64_t *end = b->at.end[b->stack->layers[k].reverse];
+    const int64_t *end = b->arrays.end[b->stack->layers[k].reverse];
     if (!final)
         return;
     for (int64_t row = 0; row < b->call->B; row++) {
@@ -90,7 +90,7 @@ void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *g
 }
 
 /* Gradients of final states: of rows `given`, to segments `to`. */
-void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t width, char *to)
+void fastrnn_end_gradients(const plan_t *b, int k, const void *given, int64_t width, char *to)
 {
     const size_t bytes = (size_t)width * b->item;
     const char *from = given ? (const char *)given + (size_t)(k * b->call->B) * bytes : NULL;
@@ -101,7 +101,7 @@ void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t w
             memset(to, 0, (size_t)b->S * bytes);
         return;
     }
-    const int64_t *end = b->at.end[b->stack->layers[k].reverse];
+    const int64_t *end = b->arrays.end[b->stack->layers[k].reverse];
     memset(to, 0, (size_t)b->S * bytes);
     for (int64_t row = 0; from && row < b->call->B; row++)
         if (end[row] >= 0)
@@ -110,10 +110,10 @@ void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t w
 
 /* Gradients of initial states: of segments `from`, to rows `out`. Where a row's state passed through, so does the
  * gradient of its final state, `dfinal`. */
-void fastrnn_begin_gradients(const batch_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out)
+void fastrnn_begin_gradients(const plan_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
-    const int64_t *begin = b->at.begin[b->stack->layers[k].reverse], *end = b->at.end[b->stack->layers[k].reverse];
+    const int64_t *begin = b->arrays.begin[b->stack->layers[k].reverse], *end = b->arrays.end[b->stack->layers[k].reverse];
     for (int64_t row = 0; row < b->call->B; row++) {
         char *to = (char *)out + at + (size_t)row * bytes;
         if (end[row] != FASTRNN_STATE_GIVEN || !dfinal)

@@ -7,9 +7,10 @@
 #include "map.h"
 #include "stack.h"
 
-/* What backward needs of a layer and direction: h_0 (S, P), c_0 (S, H), gates (N, A*H), c (N, H). */
+/* What backward needs of a layer and direction: the initial state, h (S, P), inner (S, H); then what the cell kept (N, KH),
+ * and `inner` after each packed row (N, H). */
 typedef struct {
-    char *h_0, *c_0, *gates, *c;
+    char *h, *inner[FASTRNN_MOST_INNER], *cell, *inner_rows[FASTRNN_MOST_INNER];
 } kept_t;
 
 /* Where a layer, all directions, reads and writes packed rows, and what it keeps. */
@@ -31,7 +32,7 @@ typedef struct {
     const fastrnn_stack *stack;
     const fastrnn_call *call;
     const fastrnn_map_head *map; /* NULL: all steps are real */
-    fastrnn_map_arrays at;       /* of the map */
+    fastrnn_map_arrays arrays;       /* of the map */
     int64_t N, S, steps;
     size_t item;
     const int64_t *offsets;
@@ -39,47 +40,44 @@ typedef struct {
     level_t *levels;     /* [L] */
     fastrnn_arena tape, workspace; /* of the workspace: what no run has taken */
     char *between[2];    /* backward: gradients between layers take turns in these */
-} batch_t;
+} plan_t;
 
 static inline int is_kept(const fastrnn_call *call) { return call->keep != FASTRNN_KEEP_NOTHING; }
 
 /* ---- batch.c --------------------------------------------------------------------------------------- */
 
-void fastrnn_open_batch(batch_t *b, const fastrnn_stack *stack, const fastrnn_call *call);
+void fastrnn_open_plan(plan_t *b, const fastrnn_stack *stack, const fastrnn_call *call);
 
 /* Packed rows of `width` numbers in a sequence of the caller's. `exact`: nothing may lie between the rows. */
-fastrnn_rows fastrnn_rows_of(const batch_t *b, fastrnn_sequence s, int64_t width, int exact);
+fastrnn_rows fastrnn_rows_of(const plan_t *b, fastrnn_sequence s, int64_t width, int exact);
 
 /* Zeros in the cells of a padded sequence that no real step has. */
-void fastrnn_clear_masked(const batch_t *b, fastrnn_sequence s, int64_t width);
+void fastrnn_clear_masked(const plan_t *b, fastrnn_sequence s, int64_t width);
 
 /* The states (S, width) that the segments of layer k begin with, from the given ones (L*D, B, width). */
-void fastrnn_begin_states(const batch_t *b, int k, const void *given, int64_t width, char *to);
+void fastrnn_begin_states(const plan_t *b, int k, const void *given, int64_t width, char *to);
 
 /* The final states (L*D, B, width) of rows, from those of the segments. */
-void fastrnn_end_states(const batch_t *b, int k, const char *from, const void *given, int64_t width, void *final);
+void fastrnn_end_states(const plan_t *b, int k, const char *from, const void *given, int64_t width, void *final);
 
 /* The gradients of both, against that order. */
-void fastrnn_end_gradients(const batch_t *b, int k, const void *given, int64_t width, char *to);
-void fastrnn_begin_gradients(const batch_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out);
+void fastrnn_end_gradients(const plan_t *b, int k, const void *given, int64_t width, char *to);
+void fastrnn_begin_gradients(const plan_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out);
 
 /* ---- layout.c -------------------------------------------------------------------------------------- */
 
-/* Whether backward finds a layer's activations in the history of h: so does an RNN, if its rows lie side by side. */
-int fastrnn_keeps_gates(const fastrnn_stack *stack, const fastrnn_layer *layer);
-
 /* Place everything but the scratch of runs in tape and workspace; without memory, only measure. */
-void fastrnn_lay_out(batch_t *b, int pass);
+void fastrnn_lay_out(plan_t *b, int pass);
 
 /* Place the scratch of a run; its sizes, and whether its rows are scattered, are known. */
-void fastrnn_take_forward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_forward_run *run);
-void fastrnn_take_backward_scratch(const batch_t *b, fastrnn_arena *arena, fastrnn_backward_run *run);
+void fastrnn_take_forward_scratch(const plan_t *b, fastrnn_arena *arena, fastrnn_forward_run *run);
+void fastrnn_take_backward_scratch(const plan_t *b, fastrnn_arena *arena, fastrnn_backward_run *run);
 
 /* Row-major matrices for the gradients that `d` wants, in the order of the cell's gates. */
-fastrnn_weights fastrnn_take_plain(const batch_t *b, fastrnn_arena *arena, const fastrnn_layer *layer,
+fastrnn_weights fastrnn_take_plain(const plan_t *b, fastrnn_arena *arena, const fastrnn_layer *layer,
                                    const fastrnn_weights *d);
 
 /* What forward and backward of layer k have in common. */
-void fastrnn_open_run(const batch_t *b, int k, fastrnn_run *run);
+void fastrnn_open_run(const plan_t *b, int k, fastrnn_run *run);
 
 #endif

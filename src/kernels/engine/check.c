@@ -6,7 +6,7 @@
 /* ---- sizes ------------------------------------------------------------------------------------------- */
 
 /* Bytes of scratch, states included, of the run that needs most: runs follow each other and share the memory. */
-static size_t scratch_size(const batch_t *b, int pass, int strided)
+static size_t scratch_size(const plan_t *b, int pass, int strided)
 {
     const fastrnn_stack *stack = b->stack;
     const fastrnn_rows dy = fastrnn_rows_of(b, b->call->dy, fastrnn_output_width(stack), 0);
@@ -19,7 +19,8 @@ static size_t scratch_size(const batch_t *b, int pass, int strided)
         fastrnn_run run = {.layer = layer, .x.scattered = bottom && b->x.scattered};
         run.ring = top && b->y.scattered && !is_kept(b->call);
         fastrnn_take(&arena, (size_t)(b->S * layer->P) * b->item);
-        fastrnn_take(&arena, (size_t)(b->S * layer->H) * b->item);
+        for (int part = 0; part < layer->shape.inner; part++)
+            fastrnn_take(&arena, (size_t)(b->S * layer->H) * b->item);
         if (pass == FASTRNN_FORWARD) {
             fastrnn_take_forward_scratch(b, &arena, &(fastrnn_forward_run){.run = run});
         } else {
@@ -42,8 +43,8 @@ static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_
 {
     fastrnn_call sizes = *call;
     sizes.tape = sizes.workspace = NULL;
-    batch_t b;
-    fastrnn_open_batch(&b, stack, &sizes);
+    plan_t b;
+    fastrnn_open_plan(&b, stack, &sizes);
     b.N = N, b.S = S;
     fastrnn_lay_out(&b, pass);
     if (tape)
@@ -54,8 +55,8 @@ static void measure(const fastrnn_stack *stack, const fastrnn_call *call, int64_
 
 void fastrnn_call_sizes(const fastrnn_stack *stack, const fastrnn_call *call, int pass, size_t *tape, size_t *workspace)
 {
-    batch_t b;
-    fastrnn_open_batch(&b, stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
+    plan_t b;
+    fastrnn_open_plan(&b, stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
     measure(stack, call, b.N, b.S, pass, 0, tape, workspace);
 }
 
@@ -110,7 +111,7 @@ static fastrnn_status fail(char *error, fastrnn_status status, const char *what)
     return status;
 }
 
-static fastrnn_status check_backward(const fastrnn_stack *stack, const batch_t *b, char *error)
+static fastrnn_status check_backward(const fastrnn_stack *stack, const plan_t *b, char *error)
 {
     const fastrnn_call *call = b->call;
     const tape_head *head = (const tape_head *)b->tape.base;
@@ -149,8 +150,8 @@ fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastrnn_call *cal
     size_t tape, workspace;
     if (call->T < 0 || call->B < 0)
         return fail(error, FASTRNN_INVALID, "T or B is negative");
-    batch_t b;
-    fastrnn_open_batch(&b, stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
+    plan_t b;
+    fastrnn_open_plan(&b, stack, &(fastrnn_call){.map = call->map, .T = call->T, .B = call->B});
     if (b.map && (b.map->T != call->T || b.map->B != call->B))
         return fail(error, FASTRNN_INVALID, "map is of another T or B");
     if (b.N && !call->x.data)
@@ -168,8 +169,8 @@ fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastrnn_call *cal
     if (!call->workspace || call->workspace_size < workspace)
         return fail(error, FASTRNN_INVALID, "workspace is NULL or too small");
     if (backward) {
-        batch_t whole;
-        fastrnn_open_batch(&whole, stack, call);
+        plan_t whole;
+        fastrnn_open_plan(&whole, stack, call);
         return check_backward(stack, &whole, error);
     }
     if (fastrnn_is_fused() && call->panels && fastrnn_match_panels(stack, call->panels, 0) != FASTRNN_OK)

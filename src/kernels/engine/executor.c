@@ -7,14 +7,14 @@
 
 #include <string.h>
 
-static int run_forward(const batch_t *b, const fastrnn_forward_run *run)
+static int dispatch_forward(const plan_t *b, const fastrnn_forward_run *run)
 {
     const fastrnn_backend *backend = fastrnn_current_backend();
     const int precision = b->stack->dtype == FASTRNN_F64;
     return backend ? backend->forward[precision](run) : fastrnn_current_isa()->table[precision]->run_forward(run);
 }
 
-static int run_backward(const batch_t *b, const fastrnn_backward_run *run)
+static int dispatch_backward(const plan_t *b, const fastrnn_backward_run *run)
 {
     const fastrnn_backend *backend = fastrnn_current_backend();
     const int precision = b->stack->dtype == FASTRNN_F64;
@@ -22,7 +22,7 @@ static int run_backward(const batch_t *b, const fastrnn_backward_run *run)
 }
 
 /* dropout: to = from * mask, scaled */
-static void apply_mask(const batch_t *b, int layer, int64_t width, const void *from, void *to)
+static void apply_mask(const plan_t *b, int layer, int64_t width, const void *from, void *to)
 {
     const int64_t count = b->N * width;
     const uint8_t *mask = b->call->x_masks + (size_t)((layer - 1) * count);
@@ -38,23 +38,37 @@ static void apply_mask(const batch_t *b, int layer, int64_t width, const void *f
 }
 
 /* The live state of layer k: where the final one is wanted, if the segments are the rows. */
-static char *live_state(const batch_t *b, int k, void *final, int64_t width, fastrnn_arena *scratch)
+static char *live_state(const plan_t *b, int k, void *final, int64_t width, fastrnn_arena *scratch)
 {
     const size_t bytes = (size_t)(b->S * width) * b->item;
     return final && !b->map ? (char *)final + (size_t)k * bytes : fastrnn_take(scratch, bytes);
 }
 
 /* Columns of one direction. */
-static fastrnn_rows columns_of(const batch_t *b, fastrnn_rows rows, int direction, int64_t width)
+static fastrnn_rows columns_of(const plan_t *b, fastrnn_rows rows, int direction, int64_t width)
 {
     if (rows.data)
         rows.data = (char *)rows.data + (size_t)(direction * width) * b->item;
     return rows;
 }
 
+/* Part 0 of the state is h, the others are inner. */
+static int64_t width_of_part(const fastrnn_layer *layer, int part) { return part ? layer->H : layer->P; }
+
 /* ---- forward ----------------------------------------------------------------------------------------- */
 
-static int forward_direction(const batch_t *b, int k)
+static void **live_of(fastrnn_run *run, int part) { return part ? &run->inner[part - 1] : &run->h; }
+
+/* One part of the live state of layer k, which begins as the initial one. */
+static void *begin_part(const plan_t *b, int k, int part, fastrnn_arena *scratch)
+{
+    const int64_t width = width_of_part(&b->stack->layers[k], part);
+    char *live = live_state(b, k, b->call->final_state[part], width, scratch);
+    fastrnn_begin_states(b, k, b->call->state[part], width, live);
+    return live;
+}
+
+static int forward_direction(const plan_t *b, int k)
 {
     const fastrnn_call *call = b->call;
     const int direction = k % b->stack->D;
@@ -68,35 +82,30 @@ static int forward_direction(const batch_t *b, int k)
     forward.y = (fastrnn_rows){NULL, 0, 0, 0};
     if (k / b->stack->D + 1 == b->stack->L && b->y.scattered)
         forward.y = columns_of(b, b->y, direction, layer->P);
-    run->h = live_state(b, k, call->h_n, layer->P, &scratch);
-    fastrnn_begin_states(b, k, call->h_0, layer->P, run->h);
-    if (layer->shape.has_c) {
-        run->c = live_state(b, k, call->c_n, layer->H, &scratch);
-        fastrnn_begin_states(b, k, call->c_0, layer->H, run->c);
-    }
+    for (int part = 0; part <= layer->shape.inner; part++)
+        *live_of(run, part) = begin_part(b, k, part, &scratch);
     if (is_kept(call)) {
-        memcpy(kept->h_0, run->h, (size_t)(b->S * layer->P) * b->item);
-        if (run->c)
-            memcpy(kept->c_0, run->c, (size_t)(b->S * layer->H) * b->item);
-        run->gates = fastrnn_keeps_gates(b->stack, layer) ? kept->gates : run->h_rows;
-        run->c_rows = kept->c;
+        run->kept = kept->cell;
+        memcpy(kept->h, run->h, (size_t)(b->S * layer->P) * b->item);
+        for (int part = 0; part < layer->shape.inner; part++) {
+            memcpy(kept->inner[part], run->inner[part], (size_t)(b->S * layer->H) * b->item);
+            run->inner_rows[part] = kept->inner_rows[part];
+        }
     }
     fastrnn_take_forward_scratch(b, &scratch, &forward);
     if (fastrnn_is_fused() && call->panels)
         run->panels = fastrnn_panels_of(b->stack, call->panels, 0, k);
-    const int stopped = b->N ? run_forward(b, &forward) : 0;
-    if (b->map) {
-        fastrnn_end_states(b, k, run->h, call->h_0, layer->P, call->h_n);
-        if (run->c)
-            fastrnn_end_states(b, k, run->c, call->c_0, layer->H, call->c_n);
-    }
+    const int stopped = b->N ? dispatch_forward(b, &forward) : 0;
+    for (int part = 0; b->map && part <= layer->shape.inner; part++)
+        fastrnn_end_states(b, k, *live_of(run, part), call->state[part], width_of_part(layer, part),
+                           call->final_state[part]);
     return stopped;
 }
 
 fastrnn_status fastrnn_forward(const fastrnn_stack *stack, const fastrnn_call *call)
 {
-    batch_t b;
-    fastrnn_open_batch(&b, stack, call);
+    plan_t b;
+    fastrnn_open_plan(&b, stack, call);
     fastrnn_lay_out(&b, FASTRNN_FORWARD);
     if (is_kept(call))
         *(tape_head *)fastrnn_open_arena(call->tape).base =
@@ -116,24 +125,28 @@ fastrnn_status fastrnn_forward(const fastrnn_stack *stack, const fastrnn_call *c
 /* ---- backward ---------------------------------------------------------------------------------------- */
 
 /* Whether any gradient is wanted of what lies below layer `layer`. */
-static int is_wanted_below(const batch_t *b, int layer)
+static int is_wanted_below(const plan_t *b, int layer)
 {
     const fastrnn_call *call = b->call;
     if (call->dx.data)
         return 1;
-    if (layer && (call->dh_0 || call->dc_0))
-        return 1;
+    for (int part = 0; layer && part < FASTRNN_MOST_STATES; part++)
+        if (call->dstate[part])
+            return 1;
     for (int k = 0; call->dweights && k < layer * b->stack->D; k++) {
         const fastrnn_weights *d = &call->dweights[k];
         if (d->weight_ih || d->weight_hh || d->bias_ih || d->bias_hh || d->weight_hr)
             return 1;
+        for (int j = 0; j < FASTRNN_MOST_VECTORS; j++)
+            if (d->vector[j])
+                return 1;
     }
     return 0;
 }
 
-/* Gradients by accumulator become those of the two biases. A cell with one accumulator too many has the input's part of
- * its last gate there. */
-static void split_bias(const batch_t *b, const fastrnn_layer *layer, const char *by_accumulator,
+/* Sums of the columns of dgates become gradients: of the two biases, by accumulator, and of the vectors. A cell with one
+ * accumulator too many has the input's part of its last gate there. */
+static void split_bias(const plan_t *b, const fastrnn_layer *layer, const char *by_accumulator,
                        const fastrnn_weights *d)
 {
     const fastrnn_cell_shape shape = layer->shape;
@@ -148,10 +161,13 @@ static void split_bias(const batch_t *b, const fastrnn_layer *layer, const char 
         if (d->bias_ih)
             memcpy((char *)d->bias_ih + to, by_accumulator + (size_t)of_input * H, H);
     }
+    for (int k = 0; k < shape.vectors; k++)
+        if (d->vector[k])
+            memcpy(d->vector[k], by_accumulator + (size_t)(shape.accumulators + k) * H, H);
 }
 
 /* Copy a row-major gradient (rows, columns) to where the caller wants it, if it does. */
-static void scatter_weights(const batch_t *b, const char *from, int64_t rows, int64_t columns, const fastrnn_source *to)
+static void scatter_weights(const plan_t *b, const char *from, int64_t rows, int64_t columns, const fastrnn_matrix *to)
 {
     for (int64_t r = 0; from && r < rows; r++) {
         const int64_t row = to->order ? to->order[r / to->block] * to->block + r % to->block : r;
@@ -162,17 +178,17 @@ static void scatter_weights(const batch_t *b, const char *from, int64_t rows, in
 }
 
 /* The gradients that were made in the scratch, because the caller wants them in another form than row-major. */
-static void give_plain(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *plain,
+static void give_plain(const plan_t *b, const fastrnn_layer *layer, const fastrnn_weights *plain,
                        const fastrnn_weights *d)
 {
     uint8_t blocks[8];
-    const fastrnn_sources to = fastrnn_sources_of(d, layer, fastrnn_block_order(d, layer, blocks));
+    const fastrnn_matrices to = fastrnn_matrices_of(d, layer, fastrnn_block_order(d, layer, blocks));
     scatter_weights(b, plain->weight_ih, layer->G, layer->I, &to.ih);
     scatter_weights(b, plain->weight_hh, layer->G, layer->P, &to.hh);
     scatter_weights(b, plain->weight_hr, layer->P, layer->H, &to.hr);
 }
 
-static void zero_gradients(const batch_t *b, const fastrnn_layer *layer, const fastrnn_weights *d)
+static void zero_gradients(const plan_t *b, const fastrnn_layer *layer, const fastrnn_weights *d)
 {
     const struct {
         void *at;
@@ -187,7 +203,18 @@ static void zero_gradients(const batch_t *b, const fastrnn_layer *layer, const f
             memset(arrays[k].at, 0, (size_t)arrays[k].count * b->item);
 }
 
-static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_rows dx)
+static void **gradient_of(fastrnn_backward_run *run, int part) { return part ? &run->dinner[part - 1] : &run->dh; }
+
+/* The gradient of one part of the state of layer k, which begins as that of the final one. */
+static void *end_part(const plan_t *b, int k, int part, fastrnn_arena *scratch)
+{
+    const int64_t width = width_of_part(&b->stack->layers[k], part);
+    char *gradient = live_state(b, k, b->call->dstate[part], width, scratch);
+    fastrnn_end_gradients(b, k, b->call->dfinal_state[part], width, gradient);
+    return gradient;
+}
+
+static int backward_direction(const plan_t *b, int k, fastrnn_rows dy, fastrnn_rows dx)
 {
     const fastrnn_call *call = b->call;
     const int direction = k % b->stack->D;
@@ -201,37 +228,33 @@ static int backward_direction(const batch_t *b, int k, fastrnn_rows dy, fastrnn_
     const fastrnn_weights none = {0}, *d = call->dweights ? &call->dweights[k] : &none;
     const int plain = fastrnn_is_plain(d, layer);
     backward.dweights = plain ? *d : fastrnn_take_plain(b, &scratch, layer, d);
-    run->h = kept->h_0, run->c = kept->c_0;
-    run->gates = fastrnn_keeps_gates(b->stack, layer) ? kept->gates : run->h_rows;
-    run->c_rows = kept->c;
-    backward.dh = live_state(b, k, call->dh_0, layer->P, &scratch);
-    fastrnn_end_gradients(b, k, call->dh_n, layer->P, backward.dh);
-    if (layer->shape.has_c) {
-        backward.dc = live_state(b, k, call->dc_0, layer->H, &scratch);
-        fastrnn_end_gradients(b, k, call->dc_n, layer->H, backward.dc);
-    }
+    run->h = kept->h, run->kept = kept->cell;
+    for (int part = 0; part < layer->shape.inner; part++)
+        run->inner[part] = kept->inner[part], run->inner_rows[part] = kept->inner_rows[part];
+    for (int part = 0; part <= layer->shape.inner; part++)
+        *gradient_of(&backward, part) = end_part(b, k, part, &scratch);
     fastrnn_take_backward_scratch(b, &scratch, &backward);
     if (fastrnn_is_fused())
         run->panels = fastrnn_panels_of(b->stack, call->panels_backward, 1, k);
-    memset(backward.dbias, 0, (size_t)layer->AH * b->item);
+    memset(backward.dbias, 0, (size_t)layer->DH * b->item);
     if (!b->N)
         zero_gradients(b, layer, &backward.dweights);
-    else if (run_backward(b, &backward))
+    else if (dispatch_backward(b, &backward))
         return 1;
     if (!plain)
         give_plain(b, layer, &backward.dweights, d);
     split_bias(b, layer, backward.dbias, d);
-    if (b->map && call->dh_0)
-        fastrnn_begin_gradients(b, k, backward.dh, call->dh_n, layer->P, call->dh_0);
-    if (b->map && backward.dc && call->dc_0)
-        fastrnn_begin_gradients(b, k, backward.dc, call->dc_n, layer->H, call->dc_0);
+    for (int part = 0; b->map && part <= layer->shape.inner; part++)
+        if (call->dstate[part])
+            fastrnn_begin_gradients(b, k, *gradient_of(&backward, part), call->dfinal_state[part],
+                                    width_of_part(layer, part), call->dstate[part]);
     return 0;
 }
 
 fastrnn_status fastrnn_backward(const fastrnn_stack *stack, const fastrnn_call *call)
 {
-    batch_t b;
-    fastrnn_open_batch(&b, stack, call);
+    plan_t b;
+    fastrnn_open_plan(&b, stack, call);
     const int64_t I = stack->layers[0].I;
     const fastrnn_rows bottom = fastrnn_rows_of(&b, call->dx, I, 0);
     fastrnn_rows dy = fastrnn_rows_of(&b, call->dy, fastrnn_output_width(stack), 0);

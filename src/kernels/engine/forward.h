@@ -3,7 +3,8 @@
  * and then each step multiplies in its state and lets the cell loose on every group of units as soon as their sums stand,
  * while they are in L1:
  *     sums[t] += h[t-1] W_hh^T;  h[t] = cell(sums[t])
- * h[t] is written to the history, where the next step reads it. From 16 rows on, a step projects its own inputs.
+ * h[t] is written to the history, where the next step reads it. From 16 rows on, a step
+ * projects its own inputs, as does an only step.
  *
  * A row of sums has the accumulators of each vector of units side by side, so it is as wide as whole vectors. */
 
@@ -19,6 +20,7 @@ typedef struct {
 
 /* ---- the cell, of the rows and units whose sums stand ------------------------------------------------ */
 
+/* Members are set one by one, as in set_product. */
 static void apply_forward(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit, fastrnn_size end,
                           real *to, fastrnn_size ld)
 {
@@ -27,21 +29,20 @@ static void apply_forward(const void *context, fastrnn_size row, fastrnn_size n,
     const fastrnn_run *run = s->run;
     const fastrnn_layer *layer = s->layer;
     const fastrnn_size H = layer->H, at = s->first + row;
-    cells[layer->cell].forward(&(fastrnn_cell_forward){
-        .n = n,
-        .H = H,
-        .unit = unit,
-        .end = end,
-        .sums = {to + row * ld, ld, LANES, layer->shape.accumulators},
-        /* What is kept may be the history, which is written anyway. */
-        .gates = run->gates && run->gates != run->h_rows ? (real *)run->gates + at * layer->AH : 0,
-        .h_prev = row_of(*f->h_prev, row),
-        .ld_prev = f->h_prev->ld,
-        .h = layer->projected ? (real *)f->run->unit + row * H : row_of(s->history, at),
-        .ldh = layer->projected ? H : s->history.ld,
-        .c = run->c ? (real *)run->c + row * H : 0,
-        .c_kept = run->c_rows ? (real *)run->c_rows + at * H : 0,
-    });
+    fastrnn_cell_forward cell;
+    cell.n = n, cell.H = H, cell.unit = unit, cell.end = end;
+    cell.sums = (fastrnn_sums){to + row * ld, ld, LANES, layer->shape.accumulators};
+    cell.kept = run->kept ? (real *)run->kept + at * layer->KH : 0;
+    cell.h_prev = row_of(*f->h_prev, row), cell.ld_prev = f->h_prev->ld;
+    cell.h = layer->projected ? (real *)f->run->unit + row * H : row_of(s->history, at);
+    cell.ldh = layer->projected ? H : s->history.ld;
+    for (int part = 0; part < layer->shape.inner; part++) {
+        cell.inner[part] = (real *)run->inner[part] + row * H;
+        cell.inner_kept[part] = run->inner_rows[part] ? (real *)run->inner_rows[part] + at * H : 0;
+    }
+    for (int k = 0; k < layer->shape.vectors; k++)
+        cell.vector[k] = run->weights->vector[k];
+    cells[layer->cell].forward(&cell);
 }
 
 static void apply_reset_forward(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
@@ -107,8 +108,8 @@ typedef struct {
     columns_t input, hidden, reset;
 } cell_columns;
 #define CELL_COLUMNS(CELL, GATES_, A, INPUT, HIDDEN, ...)                                                    \
-    {COLUMNS(GATES_, A, A - 1, WEIGHT_WIDTH(GATES_), 1), COLUMNS(HIDDEN, A, HIDDEN - 1, WEIGHT_WIDTH(HIDDEN), 1), \
-     COLUMNS(1, A, HIDDEN, WEIGHT_WIDTH(1), 1)},
+    {COLUMNS(GATES_, A, A - 1, WEIGHT_WIDTH(GATES_), 1),                                                     \
+     COLUMNS(HIDDEN + !HIDDEN, A, HIDDEN - 1, WEIGHT_WIDTH(HIDDEN), 1), COLUMNS(1, A, HIDDEN, WEIGHT_WIDTH(1), 1)},
 static const cell_columns columns_of_cells[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_COLUMNS)};
 
 /* sums += a w^T, w (blocks*H, K) in panels, or as it is where there are none. Members are set one by one: an initializer
@@ -142,7 +143,8 @@ static void make_forward(forward_t *f)
     set_product(f, &f->hidden, &columns->hidden, P, run->panels.hh, w->weight_hh);
     if (f->project_by_step) {
         f->hidden.before = &f->input;
-        f->hidden.continues = f->hidden.compact = hidden == shape.gates;
+        f->hidden.continues = hidden == shape.gates;
+        f->hidden.compact = f->hidden.continues && run->B >= 16;
         if (f->hidden.continues) /* what no input feeds begins with its bias */
             f->hidden.from = f->bias, f->hidden.ld_from = 0;
     }
@@ -181,12 +183,15 @@ static void from_states(forward_t *f, product_t *p, epilogue_t epilogue)
     const step_t *s = &f->step;
     const fastrnn_size end = least(s->rows.to, s->n);
     for (fastrnn_size row = s->rows.from, next; row < end; row = next) {
-        const int begins = row >= s->old;
-        next = begins ? end : least(s->old, end);
-        f->h_prev = begins ? &s->h_new : &s->h_old;
+        const int begins = row >= s->n_before;
+        next = begins ? end : least(s->n_before, end);
+        f->h_prev = begins ? &s->h_initial : &s->h_before;
         if (p == &f->hidden)
             p->a = f->h_prev->at, p->a_row = f->h_prev->ld;
-        run_product(p, s->me, row, next, s->units.from, s->units.to, epilogue, f);
+        if (s->layer->shape.hidden_blocks)
+            run_product(p, s->me, row, next, s->units.from, s->units.to, epilogue, f);
+        else
+            epilogue(f, row, next - row, s->units.from * LANES, least(s->units.to * LANES, s->layer->H), p->to, p->ld_to);
     }
 }
 
@@ -250,7 +255,8 @@ static void work_forward(void *context, const fastrnn_member *me)
     forward_t f;
     begin_run(&f.step, run, me);
     f.run = forward;
-    f.project_by_step = run->B >= 16 && run->panels.ih; /* unpacked weights have no tile that takes two products */
+    /* Unpacked weights have no tile that takes two products. */
+    f.project_by_step = (run->B >= 16 || run->T == 1) && run->panels.ih && layer->shape.hidden_blocks;
     f.width = layer->shape.accumulators * vector_count(layer->H) * LANES;
     f.bias = run->panels.bias ? run->panels.bias : forward->sums;
     real *sums = (real *)forward->sums + f.width;

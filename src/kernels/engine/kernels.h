@@ -2,7 +2,7 @@
  * functions for each instruction set and precision.
  *
  * Shape letters:  T steps, B rows, N packed rows, I inputs, H hidden units, P width of h (H unless projected),
- *                 G = gates*H, A accumulators of a unit, AH = A*H.
+ *                 G = gates*H, A accumulators of a unit, AH = A*H, KH = kept*H, DH = (A + vectors)*H.
  *                 In a run, rows are segments (map.h): B counts them, and T is the length of the longest.
  *
  * Arrays are row-major, and contiguous unless a leading dimension (ld) is named. Kernels take numbers as void *, in the
@@ -20,7 +20,7 @@
 typedef ptrdiff_t fastrnn_size; /* Py_ssize_t, without Python.h */
 
 /* The cells; cells/cells.h has their equations.
- * X(name, gates, accumulators, input, hidden, has_c, has_reset, stages)
+ * X(name, gates, accumulators, input, hidden, kept, inner, vectors, projects, has_reset, stages)
  *
  *   gates         blocks of H rows in W_ih and W_hh
  *   accumulators  A: blocks of H columns in a row of sums. Block b of a weight matrix feeds accumulator b, with two
@@ -28,23 +28,40 @@ typedef ptrdiff_t fastrnn_size; /* Py_ssize_t, without Python.h */
  *   input         blocks of W_ih that feed the accumulator of their number. One more block (the GRU's n) feeds the last
  *                 accumulator, because W_in x must stay apart from W_hn h.
  *   hidden        blocks of W_hh that multiply h_prev. One more block (n of the GRU with the reset before) multiplies
- *                 r*h_prev, in a second product of the step.
- *   has_c         the state has a second part, c
+ *                 r*h_prev, in a second product of the step. 0: there is no W_hh, the recurrence is diagonal: a unit
+ *                 reads its own h_prev and no other.
+ *   kept          blocks of H columns in a row of the tape: what backward wants beside the states, activations as a
+ *                 rule. 0: nothing but h.
+ *   inner         parts of the state beside h, as c: a unit reads its own and no other
+ *   vectors       parameters (H,), one number for each unit, as peepholes
+ *   projects      h can be projected: the cell reads no h_prev, as only products do, and backward sets what is projected
  *   has_reset     between the two products of a step stands a reset stage, which makes r*h_prev
  *   stages        2: some activations wait for others, so the cell has two loops (loops.h) */
-#define FASTRNN_CELL_LIST(X)                                                                                 \
-    X(rnn_tanh, 1, 1, 1, 1, 0, 0, 1)                                                                          \
-    X(rnn_relu, 1, 1, 1, 1, 0, 0, 1)                                                                          \
-    X(lstm, 4, 4, 4, 4, 1, 0, 2)                                                                              \
-    X(gru, 3, 4, 2, 3, 0, 0, 2)                                                                               \
-    X(gru_reset_before, 3, 3, 3, 2, 0, 1, 1)
+#define FASTRNN_CELLS_OF_THE_ENGINE(X)                                                                       \
+    X(rnn_tanh, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1)                                                                \
+    X(rnn_relu, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1)                                                                \
+    X(lstm, 4, 4, 4, 4, 4, 1, 0, 1, 0, 2)                                                                    \
+    X(gru, 3, 4, 2, 3, 4, 0, 0, 0, 0, 2)                                                                     \
+    X(gru_reset_before, 3, 3, 3, 2, 3, 0, 0, 0, 1, 1)
+
+/* A build can have cells of its own: FASTRNN_MORE_CELLS names a header with their rows, and, for cells.h, which defines
+ * FASTRNN_EQUATIONS, their equations. The tests add cells that use all that this table has room for. */
+#ifdef FASTRNN_MORE_CELLS
+#include FASTRNN_MORE_CELLS
+#define FASTRNN_CELL_LIST(X) FASTRNN_CELLS_OF_THE_ENGINE(X) FASTRNN_MORE_ROWS(X)
+#else
+#define FASTRNN_CELL_LIST(X) FASTRNN_CELLS_OF_THE_ENGINE(X)
+#endif
+
+enum { FASTRNN_MOST_BLOCKS = 8, FASTRNN_MOST_INNER = FASTRNN_MOST_STATES - 1 };
 
 typedef struct {
     const char *name;
     int gates;        /* G/H: blocks of the weight matrices */
     int accumulators; /* A */
     int input_blocks, hidden_blocks;
-    int has_c, has_reset, stages;
+    int kept, inner, vectors;
+    int projects, has_reset, stages;
 } fastrnn_cell_shape;
 
 #define FASTRNN_NUMBER_CELL(NAME, ...) fastrnn_cell_##NAME,
@@ -58,6 +75,7 @@ typedef struct {
     int cell;
     fastrnn_cell_shape shape;
     fastrnn_size I, H, P, G, AH;
+    fastrnn_size KH, DH; /* numbers in a row of the tape, and of dgates */
     int has_bias_ih, has_bias_hh, projected, reverse;
     size_t panels_at[2][4];    /* [pass][ih, hh, hr, bias]: bytes from the first panel of that pass */
     size_t sums_row;           /* bytes of a row of sums in the fused engine: the most that an instruction set needs */
@@ -86,7 +104,7 @@ typedef struct {
     const int64_t *source; /* (N,)   t*B + b of each packed row; NULL: packed rows are in the order of slots */
     const int64_t *place;  /* (T*B,) the packed row of each slot, or -1 */
     int repeat;            /* a slot that is not real repeats the output of the real one before it */
-} fastrnn_cells;
+} fastrnn_slots;
 
 /* One layer in one direction: what forward and backward have in common.
  *
@@ -101,7 +119,7 @@ typedef struct {
     size_t item; /* bytes of a number */
     fastrnn_size T, B, chunk;
     const fastrnn_size *offsets;
-    fastrnn_cells cells;
+    fastrnn_slots slots;
     const fastrnn_weights *weights;
     fastrnn_layer_panels panels; /* fused engine; NULL in forward: products read the weights themselves (unpacked.h) */
     fastrnn_rows x;              /* (N, I) */
@@ -109,10 +127,10 @@ typedef struct {
     void *h_rows;                /* (N, ldh), or (2, chunk, ldh) */
     fastrnn_size ldh;
     int ring;
-    void *h;                     /* (B, P)   forward: in initial state, out final state; backward: initial state */
-    void *c;                     /* (B, H)   the same */
-    void *gates;                 /* (N, AH)  tape, or NULL; where A is 1, may be the history */
-    void *c_rows;                /* (N, H)   tape, or NULL */
+    void *h;                              /* (B, P)  forward: in initial state, out final state; backward: initial state */
+    void *inner[FASTRNN_MOST_INNER];      /* (B, H)  the same */
+    void *kept;                           /* (N, KH) tape, or NULL */
+    void *inner_rows[FASTRNN_MOST_INNER]; /* (N, H)  `inner` after each packed row: tape, or NULL */
     int threads;                 /* at most */
     fastrnn_poll poll;
 } fastrnn_run;
@@ -130,18 +148,20 @@ typedef struct {
     fastrnn_run run;
     fastrnn_rows dy, dx; /* (N, P), (N, I), or none */
     int add_to_dx;       /* the other direction has already written dx */
-    void *dh;                 /* (B, P)  in: gradient of the final state; out: of the initial one */
-    void *dc;                 /* (B, H)  the same */
-    void *dbias;              /* (AH,)   by accumulator; starts as zeros */
+    void *dh;                         /* (B, P)  in: gradient of the final state; out: of the initial one */
+    void *dinner[FASTRNN_MOST_INNER]; /* (B, H)  the same */
+    void *dbias;              /* (DH,)   sums of the columns of dgates; starts as zeros */
     fastrnn_weights dweights; /* matrices; NULL: not wanted */
     /* scratch */
     void *dy_chunk, *dx_chunk; /* (chunk, P), (chunk, I)  rows of a scattered dy or dx */
-    void *dgates;              /* (chunk, AH)  gradients of the pre-activations */
+    void *dgates;              /* (chunk, DH)  gradients of the pre-activations, then what each row adds to those of the
+                                *              vectors */
     void *units;               /* (chunk, H)   o tanh(c), or r*h_prev */
     void *dh_rows;             /* (chunk, P)   gradient of the projected h, for dW_hr */
     void *dunit;               /* (B, H)       gradient of o tanh(c) */
-    void *h_prev, *c_prev;     /* (chunk, P), (B, H)  BLAS: the states before a step */
-    void *panels_dgates;       /* fused: panels of AH columns, chunk rows deep */
+    void *h_prev;              /* (chunk, P)   BLAS: h before each row */
+    void *inner_prev[FASTRNN_MOST_INNER]; /* (B, H)  BLAS: `inner` before a step */
+    void *panels_dgates;       /* fused: panels of the AH columns of gradients, chunk rows deep */
     void *panels_h, *panels_x, *panels_units; /* fused: the same of P, I and H columns */
 } fastrnn_backward_run;
 
@@ -164,7 +184,7 @@ typedef struct {
     const void *data;
     fastrnn_size row, column, block;
     const uint8_t *order;
-} fastrnn_source;
+} fastrnn_matrix;
 
 /* ---- kernels --------------------------------------------------------------------------------------- */
 
@@ -181,27 +201,30 @@ typedef struct {
 typedef struct {
     fastrnn_size n, H, unit, end;
     fastrnn_sums sums;  /*              in: pre-activations; out: scratch */
-    void *gates;        /* (n, A*H)     out: activations for the tape, or NULL; may alias the sums */
+    void *kept;         /* (n, KH)      out: for the tape, or NULL */
     const void *h_prev; /* (n, ld_prev) in */
     void *h;            /* (n, ldh)     out; may alias h_prev */
     fastrnn_size ld_prev, ldh;
-    void *c;            /* (n, H)       in: c_prev; out: c (LSTM) */
-    void *c_kept;       /* (n, H)       out: c for the tape, or NULL */
+    void *inner[FASTRNN_MOST_INNER];          /* (n, H) in: before the step; out: after it */
+    void *inner_kept[FASTRNN_MOST_INNER];     /* (n, H) out: `inner` for the tape, or NULL */
+    const void *vector[FASTRNN_MOST_VECTORS]; /* (H,) */
     void *rh;           /* (n, H)       out of the reset stage: r*h_prev */
 } fastrnn_cell_forward;
 
 /* The cell in one backward step, before the products. */
 typedef struct {
     fastrnn_size n, H, unit, end;
-    const void *gates;       /* (n, A*H)     tape */
-    const void *h_prev;      /* (n, ld_prev) */
-    const void *c, *c_prev;  /* (n, H)       LSTM */
+    const void *kept;        /* (n, KH)      tape */
+    const void *h_prev, *h;  /* (n, ld_prev), (n, ldh); h only of a cell that keeps nothing else */
+    const void *inner[FASTRNN_MOST_INNER], *inner_prev[FASTRNN_MOST_INNER]; /* (n, H) after the step, and before it */
+    const void *vector[FASTRNN_MOST_VECTORS];                               /* (H,) */
     const void *dy;          /* (n, lddy)    added to dh first, or NULL */
-    fastrnn_size ld_prev, lddy;
-    void *dgates;            /* (n, A*H)     out: gradient of the pre-activations */
+    fastrnn_size ld_prev, ldh, lddy;
+    void *dgates;            /* (n, DH)      out: gradients of the pre-activations, and what the row adds to those of the
+                              *              vectors */
     void *dh;                /* (n, H)       in: gradient of h; out: the part of dh_prev that no product carries */
-    void *dc;                /* (n, H)       in: gradient of c; out: of c_prev (LSTM) */
-    void *h;                 /* (n, H)       out: o tanh(c), for dW_hr, or NULL (LSTM) */
+    void *dinner[FASTRNN_MOST_INNER]; /* (n, H) in: gradients of `inner`; out: of inner_prev */
+    void *unprojected;       /* (n, H)       out: o tanh(c), for dW_hr, or NULL */
     void *drh;               /* (n, H)       reset stage, in: gradient of r*h_prev; out: r*h_prev, for dW_hn */
 } fastrnn_cell_backward;
 
@@ -227,13 +250,13 @@ typedef struct {
      *   packed_size    numbers in the panels of `blocks` blocks of `units` columns, K deep
      *   pack_rows      panels of w (blocks*units, K), for products with its transpose
      *   pack_columns   panels of w (K, units)
-     *   pack_bias      the combined bias of a layer as a row of sums, of layer->sums_row bytes; `order` as in a source
+     *   pack_bias      the combined bias of a layer as a row of sums, of layer->sums_row bytes; `order` as in a matrix
      *   multiply       c (M, N) = a b. Element (r, k) of a is a[r*a_row + k*a_k]; b (K, N) is in panels.
      *   run_forward, run_backward   a whole run
      * multiply and the runs return 0, or why the call ended early (fastrnn_parallel). */
     fastrnn_size (*packed_size)(int blocks, fastrnn_size units, fastrnn_size K);
-    void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
-    void (*pack_columns)(fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels);
+    void (*pack_rows)(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_matrix *w, void *panels);
+    void (*pack_columns)(fastrnn_size units, fastrnn_size K, const fastrnn_matrix *w, void *panels);
     void (*pack_bias)(const fastrnn_layer *layer, const fastrnn_weights *w, const uint8_t *order, void *row);
     int (*multiply)(fastrnn_size M, fastrnn_size N, fastrnn_size K, const void *a, fastrnn_size a_row, fastrnn_size a_k,
                     const void *panels, void *c, int threads, const fastrnn_poll *poll);

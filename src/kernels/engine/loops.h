@@ -53,77 +53,100 @@ INLINE sums_t sums_of(const fastrnn_cell_forward *step)
             }                                                                                                \
     } while (0);
 
-#define FIRST_STAGE_1(CELL, A, HAS_C)
-#define FIRST_STAGE_2(CELL, A, HAS_C)                                                                        \
-    FOR_ROWS(                                                                                                \
-        real *sums_k = sums.at + row * sums.row + k * sums.unit, *c_k = HAS_C ? c + row * H + k : 0;         \
-        V a[A]; V c_k_new = v_set(0);                                                                        \
-        UNROLL for (int block = 0; block < A; block++) a[block] = v_load(sums_k + block * sums.block, m);    \
-        if (HAS_C)                                                                                           \
-            c_k_new = v_load(c_k, m);                                                                        \
-        CELL##_gates(a, &c_k_new);                                                                    \
-        UNROLL for (int block = 0; block < A; block++) v_store(sums_k + block * sums.block, m, a[block]);    \
-        if (HAS_C)                                                                                           \
-            v_store(c_k, m, c_k_new);)
+/* Local copies of `COUNT` pointers of a step: for all that the compiler knows, a store might change the step. */
+#define HOIST(TYPE, POINTERS, MOST, COUNT)                                                                   \
+    __attribute__((unused)) TYPE POINTERS[MOST];                                                             \
+    UNROLL for (int j = 0; j < COUNT; j++) POINTERS[j] = step->POINTERS[j];
 
-#define DEFINE_FORWARD(CELL, A, HAS_C, STAGES)                                                               \
+/* The loads of a stage. */
+#define LOAD_FORWARD(A, INNER, VECTORS, PROJECTS)                                                            \
+    real *const sums_k = sums.at + row * sums.row + k * sums.unit;                                           \
+    unit_forward_t u;                                                                                        \
+    UNROLL for (int block = 0; block < A; block++) u.a[block] = v_load(sums_k + block * sums.block, m);      \
+    UNROLL for (int part = 0; part < INNER; part++)                                                          \
+        u.inner[part] = v_load(inner[part] + row * H + k, m);                                  \
+    UNROLL for (int j = 0; j < VECTORS; j++) u.vector[j] = v_load(vector[j] + k, m);                         \
+    if (!PROJECTS)                                                                                           \
+        u.h_prev = v_load(h_prev + row * ld_prev + k, m);
+
+#define FIRST_STAGE_1(CELL, A, INNER, VECTORS, PROJECTS)
+#define FIRST_STAGE_2(CELL, A, INNER, VECTORS, PROJECTS)                                                     \
+    FOR_ROWS(                                                                                                \
+        LOAD_FORWARD(A, INNER, VECTORS, PROJECTS)                                                            \
+        CELL##_gates(&u);                                                                                    \
+        UNROLL for (int block = 0; block < A; block++) v_store(sums_k + block * sums.block, m, u.a[block]);  \
+        UNROLL for (int part = 0; part < INNER; part++)                                                      \
+            v_store(inner[part] + row * H + k, m, u.inner[part]);)
+
+#define DEFINE_FORWARD(CELL, A, KEPT, INNER, VECTORS, PROJECTS, STAGES)                                      \
     static void CELL##_forward_rows(const fastrnn_cell_forward *step)                                        \
     {                                                                                                        \
         const fastrnn_size n = step->n, H = step->H, unit = step->unit, end = step->end;                     \
         const fastrnn_size ld_prev = step->ld_prev, ldh = step->ldh;                                         \
-        real *const gates = step->gates, *const h = step->h, *const c = step->c;                             \
-        real *const c_kept = step->c_kept;                                                                   \
+        real *const kept = step->kept, *const h = step->h;                                                   \
         const real *const h_prev = step->h_prev;                                                             \
         const sums_t sums = sums_of(step);                                                                   \
-        FIRST_STAGE_##STAGES(CELL, A, HAS_C)                                                                 \
+        HOIST(real *, inner, FASTRNN_MOST_INNER, INNER)                                                      \
+        HOIST(real *, inner_kept, FASTRNN_MOST_INNER, INNER)                                                 \
+        HOIST(const real *, vector, FASTRNN_MOST_VECTORS, VECTORS)                                           \
+        FIRST_STAGE_##STAGES(CELL, A, INNER, VECTORS, PROJECTS)                                              \
         FOR_ROWS(                                                                                            \
-            const real *sums_k = sums.at + row * sums.row + k * sums.unit;                                   \
-            V a[A]; V c_k = v_set(0); V h_k = v_set(0);                                                      \
-            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(sums_k + block * sums.block, m);\
-            if (HAS_C)                                                                                       \
-                c_k = v_load(c + row * H + k, m);                                                            \
-            else                                                                                             \
-                h_k = v_load(h_prev + row * ld_prev + k, m);                                                 \
-            CELL##_output(a, c_k, &h_k);                                                              \
-            if (gates)                                                                                       \
-                UNROLL for (int block = 0; block < A; block++)                                               \
-                    v_store(gates + (row * A + block) * H + k, m, a[block]);                                 \
-            if (HAS_C && c_kept)                                                                             \
-                v_store(c_kept + row * H + k, m, c_k);                                                       \
-            v_store(h + row * ldh + k, m, h_k);)                                                             \
+            LOAD_FORWARD(A, INNER, VECTORS, PROJECTS)                                                        \
+            CELL##_output(&u);                                                                               \
+            if (KEPT && kept)                                                                                \
+                UNROLL for (int block = 0; block < KEPT; block++)                                            \
+                    v_store(kept + (row * KEPT + block) * H + k, m, u.a[block]);                             \
+            UNROLL for (int part = 0; part < INNER; part++) {                                                \
+                if (STAGES == 1)                                                                             \
+                    v_store(inner[part] + row * H + k, m, u.inner[part]);                      \
+                if (inner_kept[part])                                                                        \
+                    v_store(inner_kept[part] + row * H + k, m, u.inner[part]);                               \
+            }                                                                                                \
+            v_store(h + row * ldh + k, m, u.h);)                                                             \
     }
 
-#define DEFINE_BACKWARD(CELL, A, HAS_C)                                                                      \
+#define DEFINE_BACKWARD(CELL, A, KEPT, INNER, VECTORS, PROJECTS)                                             \
     static void CELL##_backward_rows(const fastrnn_cell_backward *step)                                      \
     {                                                                                                        \
         const fastrnn_size n = step->n, H = step->H, unit = step->unit, end = step->end;                     \
-        const fastrnn_size ld_prev = step->ld_prev, lddy = step->lddy;                                       \
-        const real *const gates = step->gates, *const h_prev = step->h_prev, *const c = step->c;             \
-        const real *const c_prev = step->c_prev, *const dy = step->dy;                                       \
-        real *const dgates = step->dgates, *const dh = step->dh, *const dc = step->dc, *const h = step->h;   \
+        const fastrnn_size ld_prev = step->ld_prev, ldh = step->ldh, lddy = step->lddy;                      \
+        const real *const kept = step->kept, *const h_prev = step->h_prev, *const h = step->h;               \
+        const real *const dy = step->dy;                                                                     \
+        real *const dgates = step->dgates, *const dh = step->dh, *const unprojected = step->unprojected;     \
+        HOIST(const real *, inner, FASTRNN_MOST_INNER, INNER)                                                \
+        HOIST(const real *, inner_prev, FASTRNN_MOST_INNER, INNER)                                           \
+        HOIST(real *, dinner, FASTRNN_MOST_INNER, INNER)                                                     \
+        HOIST(const real *, vector, FASTRNN_MOST_VECTORS, VECTORS)                                           \
         FOR_ROWS(                                                                                            \
-            const fastrnn_size at = row * H + k, at_gates = row * A * H + k;                                 \
-            V a[A]; V da[A]; V h_old = v_set(0); V h_new = v_set(0);                                         \
-            V c_old = v_set(0); V c_new = v_set(0); V dc_new = v_set(0);                                     \
-            V dh_new = v_load(dh + at, m);                                                                   \
-            UNROLL for (int block = 0; block < A; block++) a[block] = v_load(gates + at_gates + block * H, m);\
-            if (HAS_C)                                                                                       \
-                c_new = v_load(c + at, m), c_old = v_load(c_prev + at, m), dc_new = v_load(dc + at, m);      \
-            else                                                                                             \
-                h_old = v_load(h_prev + row * ld_prev + k, m);                                               \
+            const fastrnn_size at = row * H + k, at_dgates = row * (A + VECTORS) * H + k;                    \
+            unit_backward_t u;                                                                               \
+            UNROLL for (int block = 0; block < KEPT; block++)                                                \
+                u.a[block] = v_load(kept + (row * KEPT + block) * H + k, m);                                 \
+            UNROLL for (int part = 0; part < INNER; part++) {                                                \
+                u.inner[part] = v_load(inner[part] + at, m);                             \
+                u.inner_prev[part] = v_load(inner_prev[part] + at, m);                   \
+                u.dinner[part] = v_load(dinner[part] + at, m);                           \
+            }                                                                                                \
+            UNROLL for (int j = 0; j < VECTORS; j++) u.vector[j] = v_load(vector[j] + k, m); \
+            if (!KEPT)                                                                                       \
+                u.h = v_load(h + row * ldh + k, m);                                                          \
+            if (!PROJECTS)                                                                                   \
+                u.h_prev = v_load(h_prev + row * ld_prev + k, m);                                            \
+            u.dh = v_load(dh + at, m);                                                                       \
             if (dy)                                                                                          \
-                dh_new += v_load(dy + row * lddy + k, m);                                                    \
-            CELL##_backward(a, h_old, c_new, c_old, &dh_new, &dc_new, &h_new, da);                    \
-            UNROLL for (int block = 0; block < A; block++) v_store(dgates + at_gates + block * H, m, da[block]);\
-            v_store(dh + at, m, dh_new);                                                                     \
-            if (HAS_C)                                                                                       \
-                v_store(dc + at, m, dc_new);                                                                 \
-            if (HAS_C && h)                                                                                  \
-                v_store(h + at, m, h_new);)                                                                  \
+                u.dh += v_load(dy + row * lddy + k, m);                                                      \
+            CELL##_backward(&u);                                                                             \
+            UNROLL for (int block = 0; block < A; block++) v_store(dgates + at_dgates + block * H, m, u.da[block]); \
+            UNROLL for (int j = 0; j < VECTORS; j++) v_store(dgates + at_dgates + (A + j) * H, m, u.dvector[j]); \
+            v_store(dh + at, m, u.dh);                                                                       \
+            UNROLL for (int part = 0; part < INNER; part++) v_store(dinner[part] + at, m, u.dinner[part]); \
+            if (PROJECTS && unprojected)                                                                     \
+                v_store(unprojected + at, m, u.unprojected);)                                                \
     }
 
-#define DEFINE_CELL(CELL, GATES_, A, INPUT, HIDDEN, HAS_C, HAS_RESET, STAGES)                                \
-    DEFINE_FORWARD(CELL, A, HAS_C, STAGES) DEFINE_BACKWARD(CELL, A, HAS_C)
+#define DEFINE_CELL(CELL, GATES_, A, INPUT, HIDDEN, KEPT, INNER, VECTORS, PROJECTS, HAS_RESET, STAGES)       \
+    DEFINE_FORWARD(CELL, A, KEPT, INNER, VECTORS, PROJECTS, STAGES)                                          \
+    DEFINE_BACKWARD(CELL, A, KEPT, INNER, VECTORS, PROJECTS)
 FASTRNN_CELL_LIST(DEFINE_CELL)
 
 static void reset_forward_rows(const fastrnn_cell_forward *step)
@@ -144,11 +167,11 @@ static void reset_forward_rows(const fastrnn_cell_forward *step)
 static void reset_backward_rows(const fastrnn_cell_backward *step)
 {
     const fastrnn_size n = step->n, H = step->H, unit = step->unit, end = step->end, ld_prev = step->ld_prev;
-    const real *const gates = step->gates, *const h_prev = step->h_prev;
+    const real *const kept = step->kept, *const h_prev = step->h_prev;
     real *const drh = step->drh, *const dgates = step->dgates, *const dh = step->dh;
     FOR_ROWS(
         const fastrnn_size at = row * H + k, at_gates = row * 3 * H + k;
-        V a[1] = {v_load(gates + at_gates, m)}; V da[1];
+        V a[1] = {v_load(kept + at_gates, m)}; V da[1];
         V drh_k = v_load(drh + at, m); V dh_k = v_load(dh + at, m);
         reset_stage_backward(a, v_load(h_prev + row * ld_prev + k, m), &drh_k, &dh_k, da);
         v_store(dgates + at_gates, m, da[0]);
@@ -188,7 +211,7 @@ DEFINE_ACTIVATION(sigmoid)
 
 #define RESET_ROWS_0(F) 0
 #define RESET_ROWS_1(F) F
-#define CELL_ENTRY(CELL, GATES_, A, INPUT, HIDDEN, HAS_C, HAS_RESET, STAGES)                                 \
+#define CELL_ENTRY(CELL, GATES_, A, INPUT, HIDDEN, KEPT, INNER, VECTORS, PROJECTS, HAS_RESET, STAGES)        \
     {CELL##_forward_rows, CELL##_backward_rows, RESET_ROWS_##HAS_RESET(reset_forward_rows),   \
      RESET_ROWS_##HAS_RESET(reset_backward_rows)},
 static const fastrnn_cell cells[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_ENTRY)};

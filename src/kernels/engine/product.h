@@ -285,23 +285,27 @@ INLINE tiling_t divide_rows(const product_t *p, fastrnn_size n)
     return (tiling_t){tiles, low, widest_tile(p, low)};
 }
 
-/* Where neither leaves the first-level cache, all sums of a step are one group, whatever a tile takes: the cell's
- * chains of operations wait less, the more of them there are. With larger weights it had better begin while the
- * next are on their way. */
+/* Where neither leaves L1, all sums of a step are one group, whatever a tile takes: the cell's chains of operations wait
+ * less, the more of them there are. With larger weights the cell had better begin while the next are on their way. Tests
+ * set the limits lower. */
+#ifndef SMALL_SUMS
 #define SMALL_SUMS (4096 / (fastrnn_size)sizeof(real))
 #define SMALL_WEIGHTS (40960 / VECTOR_BYTES)
+#endif
 
-/* Rows that share a sweep over the panels: their part of `a` stays in the second-level cache meanwhile. Larger
- * weights come from further away, and reading them once matters more. */
+/* Rows that share a sweep over the panels: their part of `a` stays in L2 meanwhile. Larger weights come from further away,
+ * and reading them once matters more. */
 #define SWEEP_BYTES (256 * 1024)
 #define SWEEP_WEIGHTS (4096 * 1024)
 
-/* More rows than these never share a sweep, so that a call can be ended within milliseconds; weights that are read once
+/* More rows than these never share a sweep, so that a call can be ended within milliseconds. Weights that are read once
  * for so many rows cost next to nothing. */
 #define SWEEP_ROWS 4096
 
-/* Weights that do not stay in the second-level cache from one step to the next. */
+/* Weights that do not stay in L2 from one step to the next. */
+#ifndef FAR_WEIGHTS
 #define FAR_WEIGHTS (512 * 1024)
+#endif
 
 /* Vectors of the next tile of `n` that are left, if one takes `most`: tiles of equal width, but whole panels. */
 INLINE fastrnn_size next_width(fastrnn_size n, fastrnn_size most, fastrnn_size width)
@@ -326,6 +330,7 @@ INLINE void cover_rows(const product_t *p, const sweep_t *sweep, fastrnn_size ro
         n = next_width(end - v, most, width);
         if (place || n < width) /* the panel's rest, at most */
             n = least(n, width - place);
+        FASTRNN_ASSERT(tiles_of_rows[n - 1]);
         tiles_of_rows[n - 1](p, sweep, row, unit, block);
         for (place += n; place >= width;)
             place -= width;
@@ -362,44 +367,47 @@ static void cover_panels(const product_t *p, const sweep_t *sweep, fastrnn_size 
         fastrnn_size higher = rows - tiling.low * tiling.tiles; /* tiles with a row more */
         for (fastrnn_size row = sweep->first_row, high; row < row_end; row += high, higher--) {
             high = tiling.low + (higher > 0);
+            FASTRNN_ASSERT(tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1]);
             tile_table[width - FIRST_WIDTH][high - 1][end - vector - 1](p, sweep, row, unit, vector - unit * blocks);
         }
     }
 }
 
-/* The schedule of `rows` rows by vectors of units [from, to). */
-static __attribute__((noinline)) schedule_t make_schedule(const product_t *p, fastrnn_size rows, fastrnn_size from,
-                                                          fastrnn_size to)
+/* Make the schedule of `rows` rows by vectors of units [from, to). */
+static __attribute__((noinline)) void make_schedule(product_t *p, fastrnn_size rows, fastrnn_size from, fastrnn_size to)
 {
+    schedule_t *s = &p->schedule;
     const columns_t *columns = p->columns;
-    const fastrnn_size blocks = columns->blocks, vectors = to - from;
-    const fastrnn_size depth = p->K + (p->before ? p->before->K : 0);
-    const fastrnn_size bytes = rows * depth * (fastrnn_size)sizeof(real), weights = vectors * blocks * depth * VECTOR_BYTES;
-    schedule_t s = {.rows = rows, .from = from, .to = to, .sweeps = 1, .grain = 1, .grains = vectors, .groups = 1};
-    if (!p->a_panel) {
+    const fastrnn_size blocks = columns->blocks, vectors = to - from, depth = p->K + (p->before ? p->before->K : 0);
+    const fastrnn_size weights = vectors * blocks * depth * VECTOR_BYTES;
+    s->rows = rows, s->from = from, s->to = to;
+    s->sweeps = s->grain = s->groups = 1, s->grains = vectors;
+    fastrnn_size n = rows; /* of a sweep, at most */
+    if (!p->a_panel && rows > MOST_ROWS) {
+        const fastrnn_size bytes = rows * depth * (fastrnn_size)sizeof(real);
         if (bytes > SWEEP_BYTES && weights <= SWEEP_WEIGHTS)
-            s.sweeps = least((bytes - 1) / SWEEP_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
-        s.sweeps = greatest(s.sweeps, (rows - 1) / SWEEP_ROWS + 1);
+            s->sweeps = least((bytes - 1) / SWEEP_BYTES + 1, rows / (4 * MOST_ROWS) + 1);
+        s->sweeps = greatest(s->sweeps, (rows - 1) / SWEEP_ROWS + 1);
+        n = s->sweeps == 1 ? rows : (rows + s->sweeps - 1) / s->sweeps;
     }
     /* A group is what a tile takes, but whole panels, and whole units: the epilogue needs all blocks. A grain is the
      * vectors of units that a panel has, or one if it has less. */
-    const fastrnn_size n = s.sweeps == 1 ? rows : (rows + s.sweeps - 1) / s.sweeps, most = divide_rows(p, n).most;
-    if (vectors * blocks > most &&
+    const tiling_t tiling = divide_rows(p, n);
+    if (vectors * blocks > tiling.most &&
         (p->compact || n * vectors * columns->stride > SMALL_SUMS || vectors * blocks * p->K > SMALL_WEIGHTS)) {
         if (blocks < columns->width) {
-            s.grain = columns->width / blocks;
-            s.grains = (to + s.grain - 1) / s.grain - from / s.grain;
+            s->grain = columns->width / blocks;
+            s->grains = (to + s->grain - 1) / s->grain - from / s->grain;
         }
-        const fastrnn_size most_grains = most / (s.grain * blocks);
-        s.groups = most_grains <= 1 ? s.grains : (s.grains - 1) / most_grains + 1;
+        const fastrnn_size most_grains = tiling.most / (s->grain * blocks);
+        s->groups = most_grains <= 1 ? s->grains : (s->grains - 1) / most_grains + 1;
     }
     /* The largest group, in vectors of units */
-    const fastrnn_size largest = (s.groups == 1 ? s.grains : (s.grains - 1) / s.groups + 1) * s.grain;
-    s.ld_to = p->compact ? largest * columns->stride : p->ld_to;
-    s.flops = 2 * n * largest * LANES * blocks * depth;
-    s.ahead = most == columns->width && !p->a_panel && weights > FAR_WEIGHTS;
-    s.undivided = s.groups == 1 && !s.ahead && !p->before && !p->compact && !p->a_panel && divide_rows(p, rows).tiles == 1;
-    return s;
+    const fastrnn_size largest = (s->groups == 1 ? s->grains : (s->grains - 1) / s->groups + 1) * s->grain;
+    s->ld_to = p->compact ? largest * columns->stride : p->ld_to;
+    s->flops = 2 * n * largest * LANES * blocks * depth;
+    s->ahead = tiling.most == columns->width && !p->a_panel && weights > FAR_WEIGHTS;
+    s->undivided = s->groups == 1 && !s->ahead && !p->compact && !p->a_panel && tiling.tiles == 1;
 }
 
 static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size vector,
@@ -418,10 +426,17 @@ static void run_product(product_t *p, const fastrnn_member *me, fastrnn_size row
         return;
     }
     if (p->schedule.rows != rows || p->schedule.from != from || p->schedule.to != to)
-        p->schedule = make_schedule(p, rows, from, to);
+        make_schedule(p, rows, from, to);
     const schedule_t *s = &p->schedule;
-    if (s->undivided && !fastrnn_stopping(me, s->flops)) {
-        cover_rows(p, &(sweep_t){p->to, p->ld_to, row, rows, 0}, row, rows, from, to);
+    FASTRNN_ASSERT(to <= vector_count(p->units) && p->depth >= p->first_k + p->K);
+    FASTRNN_ASSERT(p->columns->whole || p->columns->blocks == 1);
+    if (s->undivided) {
+        const sweep_t whole = {p->to, p->ld_to, row, rows, 0};
+        if (fastrnn_stopping(me, s->flops))
+            return;
+        if (p->before && !p->continues)
+            cover(p->before, &whole, from, to);
+        cover_rows(p, &whole, row, rows, from, to);
         if (epilogue)
             epilogue(context, row, rows, from * LANES, least(to * LANES, p->units), p->to, p->ld_to);
         return;
@@ -452,7 +467,7 @@ static void run_product(product_t *p, const fastrnn_member *me, fastrnn_size row
 }
 
 /* Panels of w (blocks*units, K), for a product with its transpose. */
-INLINE void panels_of_strided_rows(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w,
+INLINE void panels_of_strided_rows(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_matrix *w,
                                    const fastrnn_size column_stride, real *panels)
 {
     const int width = WEIGHT_WIDTH(blocks);
@@ -467,7 +482,7 @@ INLINE void panels_of_strided_rows(int blocks, fastrnn_size units, fastrnn_size 
     }
 }
 
-static void panels_of_rows(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels)
+static void panels_of_rows(int blocks, fastrnn_size units, fastrnn_size K, const fastrnn_matrix *w, void *panels)
 {
     if (w->column == 1)
         panels_of_strided_rows(blocks, units, K, w, 1, panels);
@@ -494,7 +509,7 @@ static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fas
 }
 
 /* Panels of w (K, units), as it stands. */
-static void panels_of_matrix(fastrnn_size units, fastrnn_size K, const fastrnn_source *w, void *panels)
+static void panels_of_matrix(fastrnn_size units, fastrnn_size K, const fastrnn_matrix *w, void *panels)
 {
     const int width = WEIGHT_WIDTH(1);
     const fastrnn_size block = w->order ? w->block : K;

@@ -10,8 +10,8 @@ typedef struct {
 /* The slot of a packed row. */
 static slot_t slot_of(const fastrnn_run *run, fastrnn_size row)
 {
-    const fastrnn_size slot = run->cells.source ? (fastrnn_size)run->cells.source[row] : row;
-    return (slot_t){slot / run->cells.B, slot % run->cells.B};
+    const fastrnn_size slot = run->slots.source ? (fastrnn_size)run->slots.source[row] : row;
+    return (slot_t){slot / run->slots.B, slot % run->slots.B};
 }
 
 static char *memory_of(const fastrnn_run *run, const fastrnn_rows *rows, slot_t at)
@@ -38,9 +38,9 @@ static const char *row_ahead(const fastrnn_run *run, const fastrnn_rows *rows, f
 /* Move to the next slot in the order of the direction, and say whether it repeats the output of the one before it. */
 static int repeats(const fastrnn_run *run, slot_t *at)
 {
-    const fastrnn_cells *cells = &run->cells;
+    const fastrnn_slots *slots = &run->slots;
     at->t += run->layer->reverse ? -1 : 1;
-    return at->t >= 0 && at->t < cells->T && cells->place[at->t * cells->B + at->b] < 0;
+    return at->t >= 0 && at->t < slots->T && slots->place[at->t * slots->B + at->b] < 0;
 }
 
 static void add_row(const fastrnn_run *run, const char *from, fastrnn_size width, char *to)
@@ -64,7 +64,7 @@ void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_si
         for (size_t line = 0; line < lines; line++)
             __builtin_prefetch(ahead + line * LINE, 0);
         memcpy(out, memory_of(run, rows, at), bytes);
-        while (is_gradient && run->cells.repeat && repeats(run, &at))
+        while (is_gradient && run->slots.repeat && repeats(run, &at))
             add_row(run, memory_of(run, rows, at), width, out);
     }
 }
@@ -80,7 +80,7 @@ void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_s
         for (size_t line = 0; line < lines; line++)
             __builtin_prefetch(ahead + line * LINE, 1);
         memcpy(memory_of(run, rows, at), in, bytes);
-        while (is_output && run->cells.repeat && repeats(run, &at))
+        while (is_output && run->slots.repeat && repeats(run, &at))
             memcpy(memory_of(run, rows, at), in, bytes);
     }
 }

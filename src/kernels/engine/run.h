@@ -46,9 +46,9 @@ typedef struct {
 
     fastrnn_size t;
     fastrnn_size first, n; /* packed row of the step, and its rows */
-    fastrnn_size old;      /* rows that have a step before, in the order of forward; the others begin */
-    rows_t h_old, h_new;   /* h_prev of rows < old: rows of that step, numbered as those of this; of the others: initial */
-    fastrnn_size first_old; /* packed row of the step before */
+    fastrnn_size n_before;      /* rows that have a step before, in the order of forward; the others begin */
+    rows_t h_before, h_initial;   /* h_prev of rows < n_before: rows of that step, numbered as those of this; of the others: initial */
+    fastrnn_size first_before; /* packed row of the step before */
 } step_t;
 
 /* The least row before which `work` packed rows lie: what divides rows of different lengths fairly. */
@@ -101,6 +101,9 @@ INLINE fastrnn_size rows_at(const fastrnn_run *run, fastrnn_size t)
 static void open_chunk(step_t *s, fastrnn_size from, fastrnn_size to, unsigned turn)
 {
     const fastrnn_run *run = s->run;
+    FASTRNN_ASSERT(from < to && to <= run->T);
+    FASTRNN_ASSERT(run->offsets[to] - run->offsets[from] <= run->chunk || to - from == 1);
+    FASTRNN_ASSERT(!run->ring || run->offsets[to] - run->offsets[from] <= run->chunk);
     s->from = from, s->to = to;
     s->previous = s->history;
     if (run->ring)
@@ -125,13 +128,15 @@ static void go_to(step_t *s, fastrnn_size t)
     const fastrnn_run *run = s->run;
     const fastrnn_size before = s->layer->reverse ? t + 1 : t - 1, there = rows_at(run, before);
     const rows_t history = before >= s->from && before < s->to ? s->history : s->previous;
+    FASTRNN_ASSERT(t >= s->from && t < s->to);
+    FASTRNN_ASSERT(rows_at(run, t) <= run->B);
     s->t = t;
     s->first = run->offsets[t];
     s->n = rows_at(run, t);
-    s->old = there < s->n ? there : s->n;
-    s->first_old = s->old ? run->offsets[before] : 0;
-    s->h_old = s->old ? (rows_t){row_of(history, s->first_old), 0, history.ld} : history;
-    s->h_new = (rows_t){run->h, 0, s->layer->P};
+    s->n_before = there < s->n ? there : s->n;
+    s->first_before = s->n_before ? run->offsets[before] : 0;
+    s->h_before = s->n_before ? (rows_t){row_of(history, s->first_before), 0, history.ld} : history;
+    s->h_initial = (rows_t){run->h, 0, s->layer->P};
 }
 
 INLINE void wait_for_members(const step_t *s)

@@ -20,6 +20,8 @@ typedef struct {
 
 /* ---- specs ----------------------------------------------------------------------------------------- */
 
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
 static int find_cell(const char *name)
 {
     for (int k = 0; k < FASTRNN_CELLS; k++)
@@ -36,7 +38,7 @@ static fastrnn_status read_spec(const fastrnn_spec *spec, fastrnn_layer *layer, 
         return FASTRNN_INVALID;
     }
     const fastrnn_cell_shape shape = fastrnn_cell_shapes[cell];
-    const int64_t widest = shape.accumulators > shape.gates ? shape.accumulators : shape.gates;
+    const int64_t widest = largest(largest(shape.accumulators + shape.vectors, shape.gates), shape.kept);
     const int projected = (spec->options & FASTRNN_PROJECTED) != 0;
     if (spec->I < 1 || spec->H < 1 || spec->P < 1 || spec->I > LARGEST || spec->P > LARGEST ||
         spec->H > LARGEST / widest) {
@@ -44,7 +46,7 @@ static fastrnn_status read_spec(const fastrnn_spec *spec, fastrnn_layer *layer, 
                  (long long)spec->I, (long long)spec->H, (long long)spec->P, (long long)LARGEST);
         return FASTRNN_INVALID;
     }
-    if (projected ? !shape.has_c : spec->P != spec->H) {
+    if (projected ? !shape.projects : spec->P != spec->H) {
         snprintf(error, 256, projected ? "%s cannot be projected" : "%s is not projected, but P is not H", shape.name);
         return FASTRNN_INVALID;
     }
@@ -60,6 +62,8 @@ static fastrnn_status read_spec(const fastrnn_spec *spec, fastrnn_layer *layer, 
         .P = spec->P,
         .G = shape.gates * spec->H,
         .AH = shape.accumulators * spec->H,
+        .KH = shape.kept * spec->H,
+        .DH = (shape.accumulators + shape.vectors) * spec->H,
         .has_bias_ih = (spec->options & FASTRNN_BIAS_IH) != 0,
         .has_bias_hh = (spec->options & FASTRNN_BIAS_HH) != 0,
         .projected = projected,
@@ -73,7 +77,7 @@ static fastrnn_status check_neighbours(const fastrnn_stack *stack, const fastrnn
     const fastrnn_layer *layers = stack->layers;
     for (int k = 0; k < stack->L * stack->D; k++) {
         const fastrnn_layer *first = &layers[k / stack->D * stack->D], *below = first - stack->D;
-        if (specs[k].dtype != stack->dtype || layers[k].shape.has_c != stack->has_c || layers[k].P != first->P ||
+        if (specs[k].dtype != stack->dtype || layers[k].shape.inner != stack->inner || layers[k].P != first->P ||
             layers[k].I != first->I || (k >= stack->D && layers[k].I != stack->D * below->P)) {
             snprintf(error, 256, "spec %d does not fit those before it", k);
             return FASTRNN_INVALID;
@@ -131,7 +135,7 @@ fastrnn_status fastrnn_stack_new(const fastrnn_spec *specs, int L, int D, fastrn
         if (status == FASTRNN_OK)
             follow_sizes(stack, layer);
     }
-    stack->has_c = stack->layers[0].shape.has_c;
+    stack->inner = stack->layers[0].shape.inner;
     if (status == FASTRNN_OK)
         status = check_neighbours(stack, specs, error);
     if (status == FASTRNN_OK)
@@ -165,13 +169,13 @@ static void place_panels(fastrnn_stack *stack, fastrnn_layer *layer, int backwar
     size_t parts[4] = {0};
     if (!backward) {
         parts[0] = fastrnn_panel_bytes(stack, shape.gates, H, I);
-        parts[1] = fastrnn_panel_bytes(stack, shape.hidden_blocks, H, P);
+        parts[1] = shape.hidden_blocks ? fastrnn_panel_bytes(stack, shape.hidden_blocks, H, P) : 0;
         parts[1] += shape.has_reset ? fastrnn_panel_bytes(stack, 1, H, H) : 0;
         parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, P, H) : 0;
         parts[3] = layer->sums_row;
     } else {
         parts[0] = fastrnn_panel_bytes(stack, 1, I, G);
-        parts[1] = fastrnn_panel_bytes(stack, 1, P, G);
+        parts[1] = shape.hidden_blocks ? fastrnn_panel_bytes(stack, 1, P, G) : 0;
         parts[2] = layer->projected ? fastrnn_panel_bytes(stack, 1, H, P) : 0;
     }
     for (int part = 0; part < 4; part++) {
@@ -207,19 +211,19 @@ fastrnn_status fastrnn_match_panels(const fastrnn_stack *stack, const void *pane
 }
 
 /* A weight matrix with `columns` columns. Strides that are both 0 stand for row-major. */
-static fastrnn_source source_of(const void *data, int64_t columns, int64_t row, int64_t column, int64_t H,
+static fastrnn_matrix matrix_of(const void *data, int64_t columns, int64_t row, int64_t column, int64_t H,
                                 const uint8_t *order)
 {
     const int plain = !row && !column;
-    return (fastrnn_source){data, plain ? columns : row, plain ? 1 : column, H, order};
+    return (fastrnn_matrix){data, plain ? columns : row, plain ? 1 : column, H, order};
 }
 
-fastrnn_sources fastrnn_sources_of(const fastrnn_weights *w, const fastrnn_layer *layer, const uint8_t *order)
+fastrnn_matrices fastrnn_matrices_of(const fastrnn_weights *w, const fastrnn_layer *layer, const uint8_t *order)
 {
-    return (fastrnn_sources){
-        .ih = source_of(w->weight_ih, layer->I, w->ih_row, w->ih_column, layer->H, order),
-        .hh = source_of(w->weight_hh, layer->P, w->hh_row, w->hh_column, layer->H, order),
-        .hr = source_of(w->weight_hr, layer->H, w->hr_row, w->hr_column, layer->P, NULL),
+    return (fastrnn_matrices){
+        .ih = matrix_of(w->weight_ih, layer->I, w->ih_row, w->ih_column, layer->H, order),
+        .hh = matrix_of(w->weight_hh, layer->P, w->hh_row, w->hh_column, layer->H, order),
+        .hr = matrix_of(w->weight_hr, layer->H, w->hr_row, w->hr_column, layer->P, NULL),
     };
 }
 
@@ -237,7 +241,7 @@ int fastrnn_is_plain(const fastrnn_weights *w, const fastrnn_layer *layer)
     for (int k = 0; w->gate_order && k < layer->shape.gates; k++)
         if (w->gate_order[k] != k)
             return 0;
-    const fastrnn_sources at = fastrnn_sources_of(w, layer, NULL);
+    const fastrnn_matrices at = fastrnn_matrices_of(w, layer, NULL);
     return at.ih.row == layer->I && at.hh.row == layer->P && at.hr.row == layer->H && at.ih.column == 1 &&
            at.hh.column == 1 && at.hr.column == 1;
 }
@@ -259,20 +263,22 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
     const int64_t H = layer->H, I = layer->I, P = layer->P;
     uint8_t blocks[8];
     const uint8_t *order = fastrnn_block_order(w, layer, blocks);
-    const fastrnn_sources at = fastrnn_sources_of(w, layer, order);
+    const fastrnn_matrices at = fastrnn_matrices_of(w, layer, order);
     if (backward) {
         table->pack_columns(I, layer->G, &at.ih, to.ih);
-        table->pack_columns(P, layer->G, &at.hh, to.hh);
+        if (shape.hidden_blocks)
+            table->pack_columns(P, layer->G, &at.hh, to.hh);
         if (layer->projected)
             table->pack_columns(H, P, &at.hr, to.hr);
         return;
     }
     table->pack_bias(layer, w, order, to.bias);
     table->pack_rows(shape.gates, H, I, &at.ih, to.ih);
-    table->pack_rows(shape.hidden_blocks, H, P, &at.hh, to.hh);
+    if (shape.hidden_blocks)
+        table->pack_rows(shape.hidden_blocks, H, P, &at.hh, to.hh);
     if (shape.has_reset) { /* the last gate has panels of its own */
         const int64_t last = order ? order[shape.hidden_blocks] : shape.hidden_blocks;
-        fastrnn_source reset = at.hh;
+        fastrnn_matrix reset = at.hh;
         reset.data = (const char *)at.hh.data + (size_t)(last * H * at.hh.row) * stack->item, reset.order = NULL;
         table->pack_rows(1, H, H, &reset,
                          (char *)to.hh + (size_t)table->packed_size(shape.hidden_blocks, H, P) * stack->item);

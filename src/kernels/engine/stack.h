@@ -6,7 +6,7 @@
 #include "kernels.h"
 
 struct fastrnn_stack {
-    int L, D, has_c;
+    int L, D, inner;
     int32_t dtype;
     size_t item;            /* bytes of a number */
     uint64_t hash;          /* of the specs, as far as panels and tapes depend on them */
@@ -33,9 +33,9 @@ const uint8_t *fastrnn_block_order(const fastrnn_weights *w, const fastrnn_layer
 
 /* The matrices of `w` with their strides; `order` is that of fastrnn_block_order. */
 typedef struct {
-    fastrnn_source ih, hh, hr;
-} fastrnn_sources;
-fastrnn_sources fastrnn_sources_of(const fastrnn_weights *w, const fastrnn_layer *layer, const uint8_t *order);
+    fastrnn_matrix ih, hh, hr;
+} fastrnn_matrices;
+fastrnn_matrices fastrnn_matrices_of(const fastrnn_weights *w, const fastrnn_layer *layer, const uint8_t *order);
 
 /* The panels of layers[k]. `panels` must match (fastrnn_match_panels). */
 fastrnn_layer_panels fastrnn_panels_of(const fastrnn_stack *stack, const void *panels, int backward, int k);

@@ -3,6 +3,7 @@
  * Compiled once for each, with FASTRNN_ISA_NAME, with REAL_F32 or REAL_F64, and with FASTRNN_X86_V3, FASTRNN_X86_V4 or
  * FASTRNN_NEON, or none of these for the baseline of the architecture, which has no fused kernels. */
 #include "kernels.h"
+#include "checks.h"
 
 #include "simd.h"
 #include "activations.h"

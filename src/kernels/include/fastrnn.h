@@ -26,6 +26,7 @@ enum { FASTRNN_F32 = 1, FASTRNN_F64 };             /* dtypes */
 enum { FASTRNN_FORWARD = 1, FASTRNN_BACKWARD = 2, FASTRNN_STRIDED = 4 };
 enum { FASTRNN_KEEP_NOTHING, FASTRNN_KEEP_ALL };    /* what a tape holds */
 enum { FASTRNN_MOST_THREADS = 1024 };               /* of one call */
+enum { FASTRNN_MOST_STATES = 4, FASTRNN_MOST_VECTORS = 8 }; /* of a cell */
 /* Options of a spec: bits. REVERSE: from the last step to the first, as the second of two directions always runs. */
 enum { FASTRNN_BIAS_IH = 1, FASTRNN_BIAS_HH = 2, FASTRNN_PROJECTED = 4, FASTRNN_REVERSE = 8 };
 
@@ -86,10 +87,11 @@ FASTRNN_API void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S);
 typedef struct {
     size_t size;
     void *weight_ih; /* (G, I) */
-    void *weight_hh; /* (G, P) */
+    void *weight_hh; /* (G, P); NULL if the recurrence of the cell is diagonal */
     void *bias_ih;   /* (G,) or NULL */
     void *bias_hh;   /* (G,) or NULL */
     void *weight_hr; /* (P, H) or NULL */
+    void *vector[FASTRNN_MOST_VECTORS]; /* (H,) parameters with one number for each unit, where the cell has such */
     int64_t ih_row, ih_column, hh_row, hh_column, hr_row, hr_column;
     const uint8_t *gate_order; /* a permutation of the cell's gates, or NULL: the same order */
 } fastrnn_weights;
@@ -121,15 +123,16 @@ typedef struct {
      * faster than packing them for a few steps of a few rows. */
     const void *panels, *panels_backward;
     fastrnn_sequence x, y;          /* y.data NULL: final states only */
-    const void *h_0, *c_0;          /* (L*D, B, P), (L*D, B, H); NULL: zeros */
-    void *h_n, *c_n;                /* may be h_0, c_0 */
+    /* h, then c and what other parts the state of the cell has: (L*D, B, P), the others (L*D, B, H). */
+    const void *state[FASTRNN_MOST_STATES]; /* NULL: zeros */
+    void *final_state[FASTRNN_MOST_STATES]; /* may be those of `state` */
     const uint8_t *x_masks;         /* (L-1, N, W): dropout on the inputs of the layers above the first */
     double x_scale;                 /* what the inputs are multiplied with where the mask is not 0 */
     void *tape, *workspace;
     size_t tape_size, workspace_size;
     fastrnn_sequence dy, dx;        /* backward: dy.data NULL: zeros */
-    const void *dh_n, *dc_n;        /* NULL: zeros */
-    void *dh_0, *dc_0;
+    const void *dfinal_state[FASTRNN_MOST_STATES]; /* NULL: zeros */
+    void *dstate[FASTRNN_MOST_STATES];             /* may be those of `dfinal_state` */
     const fastrnn_weights *dweights; /* [L*D]; only members that are not NULL are computed */
     int (*poll)(void *context);      /* asked now and then by the calling thread; other than 0 ends the call */
     void *poll_context;
@@ -151,7 +154,7 @@ FASTRNN_API fastrnn_status fastrnn_check(const fastrnn_stack *stack, const fastr
                                          char error[256]);
 FASTRNN_API fastrnn_status fastrnn_forward(const fastrnn_stack *stack, const fastrnn_call *call);
 
-/* The gradients of what fastrnn_forward computed with keep = FASTRNN_KEEP_ALL: x, y, h_0, c_0, weights, map, masks and
+/* The gradients of what fastrnn_forward computed with keep = FASTRNN_KEEP_ALL: x, y, state, weights, map, masks and
  * tape must be those of that call, unchanged. A tape may be used again. */
 FASTRNN_API fastrnn_status fastrnn_backward(const fastrnn_stack *stack, const fastrnn_call *call);
 
