@@ -37,7 +37,7 @@ static void open_forward(const problem *q, fastrnn_call *call, int keep)
     call->keep = keep;
     call->y = empty(q, q->W);
     call->final_state[0] = array(q->runs * q->B * q->P);
-    call->final_state[1] = q->cell.has_c ? array(q->runs * q->B * q->H) : NULL;
+    call->final_state[1] = q->cell.inner ? array(q->runs * q->B * q->H) : NULL;
     fastrnn_call_sizes(q->stack, call, FASTRNN_FORWARD, &call->tape_size, &call->workspace_size);
     call->workspace = block(call->workspace_size, item);
     call->tape = keep ? block(call->tape_size, item) : NULL;
@@ -59,7 +59,7 @@ static void same_results(const problem *q, const fastrnn_call *a, const fastrnn_
     if (a->y.data && b->y.data)
         same_sequence(q, a->y, b->y, q->W, what);
     if (memcmp(a->final_state[0], b->final_state[0], (size_t)(q->runs * q->B * q->P) * item) ||
-        (q->cell.has_c && memcmp(a->final_state[1], b->final_state[1], (size_t)(q->runs * q->B * q->H) * item)))
+        (q->cell.inner && memcmp(a->final_state[1], b->final_state[1], (size_t)(q->runs * q->B * q->H) * item)))
         fail(what);
 }
 
@@ -68,8 +68,8 @@ static void stop(const problem *q, const fastrnn_call *whole, int pass)
 {
     int polls = 0, asked;
     fastrnn_call call = *whole;
-    fastrnn_status (*const run)(const fastrnn_stack *, const fastrnn_call *) =
-        pass == FASTRNN_FORWARD ? fastrnn_forward : fastrnn_backward;
+    fastrnn_status (*const run)(const fastrnn_stack *,
+                                const fastrnn_call *) = pass == FASTRNN_FORWARD ? fastrnn_forward : fastrnn_backward;
     call.poll = count_down, call.poll_context = &polls;
     if (run(q->stack, &call) != FASTRNN_OK)
         fail("stopped by nobody");
@@ -95,7 +95,7 @@ static void compare_forward(const problem *q, const fastrnn_call *first)
     call = call_of(q);
     open_forward(q, &call, FASTRNN_KEEP_NOTHING);
     memcpy(call.final_state[0], q->h_0, (size_t)(q->runs * q->B * q->P) * item);
-    if (q->cell.has_c)
+    if (q->cell.inner)
         memcpy(call.final_state[1], q->c_0, (size_t)(q->runs * q->B * q->H) * item);
     call.state[0] = call.final_state[0], call.state[1] = call.final_state[1];
     forward(q, &call);
@@ -124,7 +124,8 @@ static void compare_steps(const problem *q, const fastrnn_call *first)
         return;
     call.T = 1;
     call.y = y;
-    call.final_state[0] = array(q->runs * q->B * q->P), call.final_state[1] = q->cell.has_c ? array(q->runs * q->B * q->H) : NULL;
+    call.final_state[0] = array(q->runs * q->B * q->P),
+    call.final_state[1] = q->cell.inner ? array(q->runs * q->B * q->H) : NULL;
     fastrnn_call_sizes(q->stack, &call, FASTRNN_FORWARD, NULL, &call.workspace_size);
     call.workspace = block(call.workspace_size, item);
     for (int64_t step = 0; step < q->T; step++) {
@@ -150,7 +151,8 @@ static int is_real(const problem *q, int64_t t, int64_t b)
 static int is_cut(const problem *q, int64_t t, int64_t b)
 {
     const fastrnn_batch *rows = &q->rows;
-    return rows->reset && (!rows->lengths || t < rows->lengths[b]) && rows->reset[t * rows->reset_step + b * rows->reset_row];
+    return rows->reset && (!rows->lengths || t < rows->lengths[b]) &&
+           rows->reset[t * rows->reset_step + b * rows->reset_row];
 }
 
 /* The state of row b that a run of one row begins with, or zeros: by direction. */
@@ -172,8 +174,8 @@ static void same_final_state(const problem *q, const void *of_rows, const void *
 {
     const size_t bytes = (size_t)width * item;
     for (int k = 0; k < q->runs; k++)
-        if (ends[q->D == 2 ? k % 2 : q->reverse] &&
-            memcmp((const char *)of_rows + (size_t)(k * q->B + b) * bytes, (const char *)of_episode + (size_t)k * bytes, bytes))
+        if (ends[q->D == 2 ? k % 2 : q->reverse] && memcmp((const char *)of_rows + (size_t)(k * q->B + b) * bytes,
+                                                           (const char *)of_episode + (size_t)k * bytes, bytes))
             fail("the final state is not that of the last episode");
 }
 
@@ -191,14 +193,14 @@ static void compare_episode(const problem *q, const fastrnn_call *first, int64_t
             memcpy(x + (size_t)call.T++ * x_bytes, element(q->x, t, b), x_bytes);
     call.x = (fastrnn_sequence){x, q->I, q->I}, call.y = (fastrnn_sequence){y, q->W, q->W};
     call.state[0] = state_of_row(q, q->h_0, q->P, b, given);
-    call.state[1] = q->cell.has_c ? state_of_row(q, q->c_0, q->H, b, given) : NULL;
+    call.state[1] = q->cell.inner ? state_of_row(q, q->c_0, q->H, b, given) : NULL;
     call.final_state[0] = array(q->runs * q->P);
-    call.final_state[1] = q->cell.has_c ? array(q->runs * q->H) : NULL;
+    call.final_state[1] = q->cell.inner ? array(q->runs * q->H) : NULL;
     fastrnn_call_sizes(q->stack, &call, FASTRNN_FORWARD, NULL, &call.workspace_size);
     call.workspace = block(call.workspace_size, item);
     forward(q, &call);
     same_final_state(q, first->final_state[0], call.final_state[0], q->P, b, ends);
-    if (q->cell.has_c)
+    if (q->cell.inner)
         same_final_state(q, first->final_state[1], call.final_state[1], q->H, b, ends);
     for (int64_t t = begin, k = 0; t < end; t++)
         if (is_real(q, t, b) && memcmp(y + (size_t)k++ * y_bytes, element(first->y, t, b), y_bytes))
@@ -254,7 +256,7 @@ static void open_backward(const problem *q, fastrnn_call *call, fastrnn_weights 
     call->dfinal_state[0] = q->dh_n, call->dfinal_state[1] = q->dc_n;
     call->dx = all || !one_in(3) ? empty(q, q->I) : (fastrnn_sequence){0};
     call->dstate[0] = wanted(all, 1, q->runs * q->B * q->P);
-    call->dstate[1] = wanted(all, q->cell.has_c, q->runs * q->B * q->H);
+    call->dstate[1] = wanted(all, q->cell.inner, q->runs * q->B * q->H);
     for (int k = 0; k < q->runs; k++)
         dweights[k] = (fastrnn_weights){
             .size = sizeof *dweights,
@@ -262,7 +264,7 @@ static void open_backward(const problem *q, fastrnn_call *call, fastrnn_weights 
             .weight_hh = wanted(all, 1, G * q->P),
             .bias_ih = wanted(all, q->weights[k].bias_ih != NULL, G),
             .bias_hh = wanted(all, q->weights[k].bias_hh != NULL, G),
-            .weight_hr = wanted(all, q->cell.projected, q->P * q->H),
+            .weight_hr = wanted(all, q->projected, q->P * q->H),
         };
     call->dweights = all || !one_in(4) ? dweights : NULL;
     fastrnn_call_sizes(q->stack, call, FASTRNN_BACKWARD, NULL, &call->workspace_size);
@@ -323,8 +325,8 @@ static void *transposed(const char *from, int64_t rows, int64_t columns, int64_t
     char *to = from ? array(rows * columns) : NULL;
     for (int64_t r = 0; from && r < rows; r++)
         for (int64_t k = 0; k < columns; k++)
-            memcpy(to + (size_t)(k * rows + r) * item,
-                   from + (size_t)((order[r / H] * H + r % H) * columns + k) * item, item);
+            memcpy(to + (size_t)(k * rows + r) * item, from + (size_t)((order[r / H] * H + r % H) * columns + k) * item,
+                   item);
     return to;
 }
 
@@ -378,7 +380,8 @@ static void compare_strided(const problem *q, const fastrnn_call *first, const f
     }
     fastrnn_call_sizes(q->stack, &call, FASTRNN_BACKWARD, NULL, &call.workspace_size);
     call.workspace = block(call.workspace_size, item);
-    if (call.workspace_size > fastrnn_workspace_size(q->stack, q->T, q->B, q->N, q->S, FASTRNN_BACKWARD | FASTRNN_STRIDED))
+    if (call.workspace_size >
+        fastrnn_workspace_size(q->stack, q->T, q->B, q->N, q->S, FASTRNN_BACKWARD | FASTRNN_STRIDED))
         fail("strided gradients want more than the sizes promise");
     backward(&other, &call);
     fastrnn_call wanted_call = *plain;
@@ -457,9 +460,9 @@ static void solve(problem q)
     item = q.single ? sizeof(float) : sizeof(double);
     q.runs = q.L * q.D;
     q.reverse = q.D == 1 && q.T % 2;
-    q.P = q.cell.projected ? q.H * 3 / 4 + 1 : q.H;
+    q.P = q.projected ? q.H * 3 / 4 + 1 : q.H;
     q.W = q.D * q.P;
-    snprintf(name, sizeof name, "%s%s %s L%d D%d T%d B%d I%d H%d %s%s%s", q.cell.name, q.cell.projected ? " projected" : "",
+    snprintf(name, sizeof name, "%s%s %s L%d D%d T%d B%d I%d H%d %s%s%s", q.cell.name, q.projected ? " projected" : "",
              q.single ? "f32" : "f64", q.L, q.D, (int)q.T, (int)q.B, (int)q.I, (int)q.H, batch_names[q.batch],
              layout_names[q.layout], q.dropout ? " dropout" : "");
     open_problem(name);
@@ -495,10 +498,12 @@ static void small_problems(void)
 {
     static const int H[] = {1, 5, 17, 33}, B[] = {3, 1, 5, 2}, I[] = {3, 1, 13};
     int n = 0;
-    for (int cell = 0; cell < CELLS; cell++)
+    const int count = list_cells();
+    for (int cell = 0; cell < count; cell++)
         for (int way = 0; way < 8; way++)
             for (int batch = 0; batch < BATCHES; batch++, n++)
-                solve((problem){.cell = cells[cell],
+                solve((problem){.cell = listed[cell].cell,
+                                .projected = listed[cell].projected,
                                 .single = way % 2,
                                 .L = 1 + way / 2 % 2,
                                 .D = 1 + way / 4,
@@ -514,9 +519,11 @@ static void small_problems(void)
 /* `few`: one for each cell, for sanitizers. */
 static void long_problems(int few)
 {
-    for (int cell = 0; cell < CELLS; cell++)
+    const int count = list_cells();
+    for (int cell = 0; cell < count; cell++)
         for (int n = few ? cell : 0; n < (few ? cell + 1 : 6); n++)
-            solve((problem){.cell = cells[cell],
+            solve((problem){.cell = listed[cell].cell,
+                            .projected = listed[cell].projected,
                             .single = n % 2,
                             .L = 1 + n / 2 % 2,
                             .D = 1 + n / 4,

@@ -26,10 +26,7 @@ static int must_share;
 static void *array_if(int needed, fastrnn_size n) { return needed ? array(n) : NULL; }
 static void *panels(fastrnn_size n) { return block((size_t)n * item, 0); }
 
-static void *copy(const void *from, fastrnn_size n)
-{
-    return from ? memcpy(array(n), from, (size_t)n * item) : NULL;
-}
+static void *copy(const void *from, fastrnn_size n) { return from ? memcpy(array(n), from, (size_t)n * item) : NULL; }
 
 #define CALL(F, ...) isa->table[item == sizeof(double)]->F(__VA_ARGS__)
 
@@ -120,24 +117,26 @@ static void solve(problem q)
         .reverse = q.reverse,
     };
     fastrnn_forward_run forward = {
-        .run = {
-            .layer = &layer,
-            .item = item,
-            .T = T,
-            .B = B,
-            .chunk = one_in(3) ? 1000 : B + (N - B) / 3, /* all steps at once, or some */
-            .offsets = offsets,
-            .weights = &weights,
-            .panels = {
-                pack_rows(shape.gates, H, I, w_ih, panels(CALL(packed_size, shape.gates, H, I))),
-                packed_hh,
-                q.projected ? pack_rows(1, P, H, w_hr, panels(CALL(packed_size, 1, P, H))) : NULL,
+        .run =
+            {
+                .layer = &layer,
+                .item = item,
+                .T = T,
+                .B = B,
+                .chunk = one_in(3) ? 1000 : B + (N - B) / 3, /* all steps at once, or some */
+                .offsets = offsets,
+                .weights = &weights,
+                .panels =
+                    {
+                        pack_rows(shape.gates, H, I, w_ih, panels(CALL(packed_size, shape.gates, H, I))),
+                        packed_hh,
+                        q.projected ? pack_rows(1, P, H, w_hr, panels(CALL(packed_size, 1, P, H))) : NULL,
+                    },
+                .x = {numbers(N * I, 1), I, 0, 0},
+                .ldh = ldy,
+                .threads = threads,
+                .poll = {count_down, &polls},
             },
-            .x = {numbers(N * I, 1), I, 0, 0},
-            .ldh = ldy,
-            .threads = threads,
-            .poll = {count_down, &polls},
-        },
         .unit = array_if(wants_units, B * H),
     };
     fastrnn_run *run = &forward.run;
@@ -237,8 +236,7 @@ static void multiply(int single, int transpose, fastrnn_size M, fastrnn_size N, 
     open_problem(name);
     const void *a = numbers(M * K, K), *b = numbers(K * N, K);
     void *c = array(M * N);
-    CALL(multiply, M, N, K, a, transpose ? 1 : K, transpose ? M : 1, pack_columns(N, K, b), c, threads,
-         NULL);
+    CALL(multiply, M, N, K, a, transpose ? 1 : K, transpose ? M : 1, pack_columns(N, K, b), c, threads, NULL);
     report("c", c, M, N, N);
     printf("\n");
     free_all();

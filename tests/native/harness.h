@@ -78,7 +78,7 @@ static void *numbers(ptrdiff_t n, ptrdiff_t K)
     return out;
 }
 
-static uint64_t hash(const void *from, size_t size) /* FNV-1a */
+static inline uint64_t hash(const void *from, size_t size) /* FNV-1a */
 {
     uint64_t h = UINT64_C(0xcbf29ce484222325);
     for (const unsigned char *at = from, *end = at + size; at < end; at++)
@@ -86,20 +86,20 @@ static uint64_t hash(const void *from, size_t size) /* FNV-1a */
     return h;
 }
 
-static void open_problem(const char *name)
+static inline void open_problem(const char *name)
 {
     title = name;
     seed = hash(name, strlen(name));
     printf("%s:", name);
 }
 
-static int is_finite(const void *from, ptrdiff_t k)
+static inline int is_finite(const void *from, ptrdiff_t k)
 {
     return isfinite(item == sizeof(float) ? (double)((const float *)from)[k] : ((const double *)from)[k]);
 }
 
 /* Prints the hash of rows by `columns` numbers, and of what lies between them, which nobody may touch. */
-static void report(const char *name, const void *from, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t ld)
+static inline void report(const char *name, const void *from, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t ld)
 {
     if (!from)
         return;

@@ -1,9 +1,9 @@
 /* Cells that use what the cell table (kernels.h) has room for, and no cell of the engine needs: parameters of the units,
  * three inner states, a tape of more than the accumulators, a diagonal recurrence. cells.c tests them. */
 #ifndef FASTRNN_EQUATIONS
-#define FASTRNN_MORE_ROWS(X)                                                                                 \
-    X(peepholes, 4, 4, 4, 4, 4, 1, 3, 1, 0, 2)                                                               \
-    X(diagonal, 1, 1, 1, 0, 1, 0, 1, 0, 0, 1)                                                                \
+#define FASTRNN_MORE_ROWS(X)                   \
+    X(peepholes, 4, 4, 4, 4, 4, 1, 3, 1, 0, 2) \
+    X(diagonal, 1, 1, 1, 0, 1, 0, 1, 0, 0, 1)  \
     X(four_states, 3, 3, 3, 3, 5, 3, 1, 0, 0, 1)
 #else
 

@@ -2,7 +2,7 @@
 #ifndef PROBLEM_H
 #define PROBLEM_H
 
-#include "fastrnn.h"
+#include "kernels.h"
 
 #include "harness.h"
 
@@ -11,18 +11,12 @@ enum { TIME_MAJOR, BATCH_MAJOR, GAPS, LAYOUTS };
 static const char *const batch_names[] = {"full", "lengths", "packed", "mask", "reset", "mixed", "repeat"};
 static const char *const layout_names[] = {"", " batch-major", " gaps"};
 
-typedef struct {
-    const char *name;
-    int gates, has_c, projected;
-} cell_t;
-
-static const cell_t cells[] = {{"rnn_tanh", 1, 0, 0}, {"rnn_relu", 1, 0, 0}, {"lstm", 4, 1, 0},
-                               {"lstm", 4, 1, 1},     {"gru", 3, 0, 0},      {"gru_reset_before", 3, 0, 0}};
-enum { CELLS = sizeof cells / sizeof *cells, MOST_RUNS = 4 };
+enum { MOST_RUNS = 4 };
 
 /* A problem, and all that is made up for it. */
 typedef struct {
-    cell_t cell;
+    fastrnn_cell_shape cell;
+    int projected;                                  /* h is */
     int single, L, D, runs, batch, layout, dropout; /* runs: L*D */
     int reverse;                                    /* of one direction */
     int64_t T, B, I, H, P, W, N, S;                 /* W: the width of y */
@@ -35,6 +29,21 @@ typedef struct {
     void *h_0, *c_0, *dh_n, *dc_n;
     uint8_t *masks;
 } problem;
+
+/* Every cell, and the projected form of those that have one. */
+static struct {
+    fastrnn_cell_shape cell;
+    int projected;
+} listed[2 * FASTRNN_CELLS];
+
+static int list_cells(void)
+{
+    int count = 0;
+    for (int cell = 0; cell < FASTRNN_CELLS; cell++)
+        for (int projected = 0; projected <= fastrnn_cell_shapes[cell].projects; projected++)
+            listed[count].cell = fastrnn_cell_shapes[cell], listed[count++].projected = projected;
+    return count;
+}
 
 static void expect_ok(fastrnn_status status, const char *error)
 {
@@ -109,13 +118,14 @@ static void make_stack(problem *q)
     const int biases = (int)(next_bits() & 3);
     for (int k = 0; k < q->runs; k++) {
         const int64_t I = input_size(q, k);
-        specs[k] = (fastrnn_spec){sizeof *specs, q->cell.name, q->single ? FASTRNN_F32 : FASTRNN_F64, 0, I, q->H, q->P, 0};
+        specs[k] = (fastrnn_spec){
+            sizeof *specs, q->cell.name, q->single ? FASTRNN_F32 : FASTRNN_F64, 0, I, q->H, q->P, 0};
         q->weights[k] = (fastrnn_weights){
             .size = sizeof *q->weights,
             .weight_ih = numbers(G * I, I),
             .weight_hh = numbers(G * q->P, q->P),
         };
-        if (q->cell.projected)
+        if (q->projected)
             q->weights[k].weight_hr = numbers(q->P * q->H, q->H), specs[k].options |= FASTRNN_PROJECTED;
         if (biases & 1)
             q->weights[k].bias_ih = numbers(G, 1), specs[k].options |= FASTRNN_BIAS_IH;
@@ -182,8 +192,8 @@ static void make_inputs(problem *q)
     q->x = made_up(q, q->I);
     q->dy = made_up(q, q->W);
     q->h_0 = numbers(q->runs * q->B * q->P, 1), q->dh_n = numbers(q->runs * q->B * q->P, 1);
-    q->c_0 = q->cell.has_c ? numbers(q->runs * q->B * q->H, 1) : NULL;
-    q->dc_n = q->cell.has_c ? numbers(q->runs * q->B * q->H, 1) : NULL;
+    q->c_0 = q->cell.inner ? numbers(q->runs * q->B * q->H, 1) : NULL;
+    q->dc_n = q->cell.inner ? numbers(q->runs * q->B * q->H, 1) : NULL;
     q->masks = NULL;
     if (q->dropout) {
         const int64_t count = (q->L - 1) * q->N * q->W;

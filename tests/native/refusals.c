@@ -33,17 +33,17 @@ static const fastrnn_spec good_spec = {
     .size = sizeof good_spec, .cell = "lstm", .dtype = FASTRNN_F32, .I = 3, .H = 5, .P = 5, .options = FASTRNN_BIAS_IH};
 
 /* CHANGE is applied to two layers that fit each other. */
-#define STACK(L, D, STATUS, WORD, CHANGE)                                                 \
-    do {                                                                                  \
-        fastrnn_spec spec[2] = {good_spec, good_spec};                                    \
-        fastrnn_stack *stack = NULL;                                                      \
-        char error[256] = "";                                                             \
-        spec[1].I = 5;                                                                    \
-        CHANGE;                                                                           \
+#define STACK(L, D, STATUS, WORD, CHANGE)                                                    \
+    do {                                                                                     \
+        fastrnn_spec spec[2] = {good_spec, good_spec};                                       \
+        fastrnn_stack *stack = NULL;                                                         \
+        char error[256] = "";                                                                \
+        spec[1].I = 5;                                                                       \
+        CHANGE;                                                                              \
         expect(__LINE__, fastrnn_stack_new(spec, L, D, &stack, error), STATUS, error, WORD); \
-        if (((STATUS) == FASTRNN_OK) != (stack != NULL))                                  \
-            expect(__LINE__, FASTRNN_INVALID, FASTRNN_OK, "a stack, or none", "");        \
-        fastrnn_stack_free(stack);                                                        \
+        if (((STATUS) == FASTRNN_OK) != (stack != NULL))                                     \
+            expect(__LINE__, FASTRNN_INVALID, FASTRNN_OK, "a stack, or none", "");           \
+        fastrnn_stack_free(stack);                                                           \
     } while (0)
 
 static void refuse_stacks(void)
@@ -141,20 +141,21 @@ static fastrnn_call good_call(int T_, int B_, int keep)
 
 static void close_call(const fastrnn_call *call)
 {
-    free(call->y.data), free(call->final_state[0]), free(call->dx.data), free(call->dstate[0]), free(call->workspace), free(call->tape);
+    free(call->y.data), free(call->final_state[0]), free(call->dx.data), free(call->dstate[0]), free(call->workspace),
+        free(call->tape);
 }
 
-#define CALL(PASS, STATUS, WORD, CHANGE)                                                        \
-    do {                                                                                        \
-        fastrnn_call whole = good_call(T, B, FASTRNN_KEEP_ALL), call = whole;                   \
-        size_t tape, workspace;                                                                 \
-        char error[256] = "";                                                                   \
-        fastrnn_call_sizes(made.stack, &call, PASS, &tape, &workspace);                         \
-        if ((PASS) == FASTRNN_BACKWARD)                                                         \
-            fastrnn_forward(made.stack, &call);                                                 \
-        CHANGE;                                                                                 \
-        expect(__LINE__, fastrnn_check(made.stack, &call, PASS, error), STATUS, error, WORD);   \
-        close_call(&whole);                                                                     \
+#define CALL(PASS, STATUS, WORD, CHANGE)                                                      \
+    do {                                                                                      \
+        fastrnn_call whole = good_call(T, B, FASTRNN_KEEP_ALL), call = whole;                 \
+        size_t tape, workspace;                                                               \
+        char error[256] = "";                                                                 \
+        fastrnn_call_sizes(made.stack, &call, PASS, &tape, &workspace);                       \
+        if ((PASS) == FASTRNN_BACKWARD)                                                       \
+            fastrnn_forward(made.stack, &call);                                               \
+        CHANGE;                                                                               \
+        expect(__LINE__, fastrnn_check(made.stack, &call, PASS, error), STATUS, error, WORD); \
+        close_call(&whole);                                                                   \
     } while (0)
 
 static void refuse_calls(void)
@@ -231,7 +232,9 @@ static void take_empty_batches(void)
         for (int k = 0; k < H * H; k++)
             expect(__LINE__, dweight[k] != 0, FASTRNN_OK, "a gradient is not zero", "");
         for (int k = 0; !steps && k < B * H; k++)
-            expect(__LINE__, ((float *)call.final_state[0])[k] != made.numbers[k] || ((float *)call.dstate[0])[k] != made.gradients[k],
+            expect(__LINE__,
+                   ((float *)call.final_state[0])[k] != made.numbers[k] ||
+                       ((float *)call.dstate[0])[k] != made.gradients[k],
                    FASTRNN_OK, "a state does not pass through", "");
         close_call(&call);
     }

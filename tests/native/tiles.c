@@ -48,8 +48,9 @@ static void expect_sums(const product_t *p, const real *a, const real *w, fastrn
                 const fastrnn_size at = row * p->ld_to + u / LANES * c->stride + c->column[b] + u % LANES;
                 real sum = p->from ? before[at] : 0;
                 for (fastrnn_size k = 0; k < K; k++)
-                    sum = sizeof(real) == 4 ? fmaf((float)a[row * K + k], (float)w[(b * p->units + u) * K + k], (float)sum)
-                                            : (real)fma(a[row * K + k], w[(b * p->units + u) * K + k], sum);
+                    sum = sizeof(real) == 4
+                              ? fmaf((float)a[row * K + k], (float)w[(b * p->units + u) * K + k], (float)sum)
+                              : (real)fma(a[row * K + k], w[(b * p->units + u) * K + k], sum);
                 if (memcmp(&sum, &p->to[at], sizeof sum))
                     fail("a sum is not the chain of its multiply-adds");
             }
@@ -85,16 +86,17 @@ int main(void)
     const columns_t *all[3 * FASTRNN_CELLS + 2] = {&plain_columns, &wide_columns};
     int count = 2;
     item = sizeof(real);
-    for (int k = 0; k < FASTRNN_CELLS; k++) {
-        all[count++] = &columns_of_cells[k].input, all[count++] = &columns_of_cells[k].hidden;
-        if (fastrnn_cell_shapes[k].has_reset)
-            all[count++] = &columns_of_cells[k].reset;
+    for (const cell_columns *c = columns_of_cells; c < columns_of_cells + FASTRNN_CELLS; c++) {
+        all[count++] = &c->input, all[count++] = &c->hidden;
+        if (c->reset.column[0] < c->reset.stride) /* the cell has an accumulator for it */
+            all[count++] = &c->reset;
     }
     for (int k = 0; k < count; k++)
         for (int j = 0; j < 8; j++)
             for (fastrnn_size rows = 1; rows <= MOST_ROW; rows++)
                 for (int way = 0; way < 8; way++)
                     solve(all[k], units_of[j], rows, way);
-    printf("ok  %d products: tiles of %d-byte vectors, %d bytes a number\n", products, (int)VECTOR_BYTES, (int)sizeof(real));
+    printf("ok  %d products: tiles of %d-byte vectors, %d bytes a number\n", products, (int)VECTOR_BYTES,
+           (int)sizeof(real));
     return 0;
 }

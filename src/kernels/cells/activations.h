@@ -53,6 +53,7 @@ INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y
         V inverse_scale = v_real(2 * v_bits(v_set(1)) - v_bits(*scale));
         first = v_fma(1 - (*sum - *scale), inverse_scale, first);
     }
+    /* clang-format off */
     UNROLL for (int k = (terms - 1) / 2 * 2; k >= 0; k -= 2) {
         const real power = (real)__builtin_powi(unit, k + 2);
         V pair = v_set(power * p[k]);
@@ -60,6 +61,7 @@ INLINE V exp_parts(V x, const real unit, const int large, V *scale, V *sum, V *y
             pair = v_fma(r, v_set(power * unit * p[k + 1]), pair);
         sums = k + 2 < terms ? v_fma(r2, sums, pair) : pair;
     }
+    /* clang-format on */
     V y = v_fma(r2, sums, first);
     *y_lost = v_fma(r2, sums, first - y);
     return y;

@@ -8,9 +8,9 @@
  * units, so that the processor overlaps many independent chains. What the stages pass to each other is in `a` and in
  * `inner`. */
 typedef struct {
-    V a[FASTRNN_MOST_BLOCKS];      /* in: pre-activations, with bias and all products. Out: what the tape keeps. */
-    V h_prev, h;                   /* h is set by OUTPUT */
-    V inner[FASTRNN_MOST_INNER];   /* the rest of the state, c first. In: before the step. Out: after it. */
+    V a[FASTRNN_MOST_BLOCKS];       /* in: pre-activations, with bias and all products. Out: what the tape keeps. */
+    V h_prev, h;                    /* h is set by OUTPUT */
+    V inner[FASTRNN_MOST_INNER];    /* the rest of the state, c first. In: before the step. Out: after it. */
     V vector[FASTRNN_MOST_VECTORS]; /* parameters of the units */
 } unit_forward_t;
 
@@ -20,11 +20,11 @@ typedef struct {
     V h_prev, h;
     V inner[FASTRNN_MOST_INNER], inner_prev[FASTRNN_MOST_INNER];
     V vector[FASTRNN_MOST_VECTORS];
-    V dh;                           /* in: gradient of h. Out: the part of that of h_prev that no product carries. */
-    V dinner[FASTRNN_MOST_INNER];   /* in: gradients of `inner`. Out: of inner_prev. */
-    V da[FASTRNN_MOST_BLOCKS];      /* gradients of the pre-activations */
+    V dh;                            /* in: gradient of h. Out: the part of that of h_prev that no product carries. */
+    V dinner[FASTRNN_MOST_INNER];    /* in: gradients of `inner`. Out: of inner_prev. */
+    V da[FASTRNN_MOST_BLOCKS];       /* gradients of the pre-activations */
     V dvector[FASTRNN_MOST_VECTORS]; /* this row's part of the gradients of `vector` */
-    V unprojected;                  /* o tanh(c), which a projection multiplies */
+    V unprojected;                   /* o tanh(c), which a projection multiplies */
 } unit_backward_t;
 
 enum { C }; /* inner[C] */

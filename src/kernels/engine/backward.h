@@ -5,16 +5,16 @@
 typedef struct {
     step_t step;
     const fastrnn_backward_run *run;
-    rows_t dy;                             /* of the chunk */
-    real *dgates, *units_kept, *dh_kept;   /* this step's rows of the chunk's scratch */
-    product_t back;                        /* dh of the step before = dgates W_hh */
-    product_t unit;                        /* gradient of o tanh(c) = dh W_hr */
-    product_t reset;                       /* gradient of r*h_prev = da_n W_hn */
+    rows_t dy;                           /* of the chunk */
+    real *dgates, *units_kept, *dh_kept; /* this step's rows of the chunk's scratch */
+    product_t back;                      /* dh of the step before = dgates W_hh */
+    product_t unit;                      /* gradient of o tanh(c) = dh W_hr */
+    product_t reset;                     /* gradient of r*h_prev = da_n W_hn */
 } backward_t;
 
 /* to (n, units) = a (n, K) times panels of `depth` rows, of a plain matrix. */
-static product_t plain_product(fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth, const real *a,
-                               fastrnn_size a_row, real *to)
+static product_t plain_product(fastrnn_size K, fastrnn_size units, const real *panels, fastrnn_size depth,
+                               const real *a, fastrnn_size a_row, real *to)
 {
     return (product_t){
         .columns = &plain_columns,
@@ -113,12 +113,14 @@ static void apply_upstream(const backward_t *b)
     for (fastrnn_size row = s->rows.from; row < least(s->rows.to, s->n); row++) {
         real *dh = (real *)b->run->dh + row * P, *kept = b->dh_kept + row * P;
         const real *dy = b->dy.at ? row_of(b->dy, s->first + row) : 0;
+        /* clang-format off */
         FOR_UNITS(
             V sum = v_load(dh + k, m);
             if (dy)
                 sum += v_load(dy + k, m);
             v_store(dh + k, m, sum);
             v_store(kept + k, m, sum););
+        /* clang-format on */
     }
 }
 
@@ -315,7 +317,8 @@ static void gather_dy(backward_t *b)
     const fastrnn_size first = s->run->offsets[s->from];
     const span_t mine = share_of(s->me, s->run->offsets[s->to] - first, 1);
     b->dy = (rows_t){b->run->dy_chunk, first, s->layer->P};
-    fastrnn_gather(s->run, dy, s->layer->P, first + mine.from, mine.to - mine.from, 1, row_of(b->dy, first + mine.from));
+    fastrnn_gather(s->run, dy, s->layer->P, first + mine.from, mine.to - mine.from, 1,
+                   row_of(b->dy, first + mine.from));
 }
 
 /* The products of a step, but for its rows of dgates. */
@@ -324,7 +327,8 @@ static void make_backward(backward_t *b)
     const fastrnn_backward_run *run = b->run;
     const fastrnn_layer *layer = b->step.layer;
     const fastrnn_layer_panels panels = run->run.panels;
-    const fastrnn_size H = layer->H, P = layer->P, G = layer->G, DH = layer->DH, direct = layer->shape.hidden_blocks * H;
+    const fastrnn_size H = layer->H, P = layer->P, G = layer->G, DH = layer->DH,
+                       direct = layer->shape.hidden_blocks * H;
     b->back = plain_product(direct, P, panels.hh, G, 0, DH, run->dh);
     b->back.from = layer->projected ? 0 : run->dh;
     if (layer->projected)

@@ -70,16 +70,16 @@ void fastrnn_begin_states(const plan_t *b, int k, const void *given, int64_t wid
             memset(to + (size_t)s * bytes, 0, bytes);
 }
 
-/* Final states: of segments `from`, to rows `final`. A row that has none passes its initial state `given` on, or
+/* Final states: of segments `from`, to rows `to_final`. A row that has none passes its initial state `given` on, or
  * zero. */
-void fastrnn_end_states(const plan_t *b, int k, const char *from, const void *given, int64_t width, void *final)
+void fastrnn_end_states(const plan_t *b, int k, const char *from, const void *given, int64_t width, void *to_final)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
     const int64_t *end = b->arrays.end[b->stack->layers[k].reverse];
-    if (!final)
+    if (!to_final)
         return;
     for (int64_t row = 0; row < b->call->B; row++) {
-        char *to = (char *)final + at + (size_t)row * bytes;
+        char *to = (char *)to_final + at + (size_t)row * bytes;
         if (end[row] >= 0)
             memcpy(to, from + (size_t)end[row] * bytes, bytes);
         else if (end[row] == FASTRNN_STATE_GIVEN && given)
@@ -113,7 +113,8 @@ void fastrnn_end_gradients(const plan_t *b, int k, const void *given, int64_t wi
 void fastrnn_begin_gradients(const plan_t *b, int k, const char *from, const void *dfinal, int64_t width, void *out)
 {
     const size_t bytes = (size_t)width * b->item, at = (size_t)(k * b->call->B) * bytes;
-    const int64_t *begin = b->arrays.begin[b->stack->layers[k].reverse], *end = b->arrays.end[b->stack->layers[k].reverse];
+    const int64_t *begin = b->arrays.begin[b->stack->layers[k].reverse],
+                  *end = b->arrays.end[b->stack->layers[k].reverse];
     for (int64_t row = 0; row < b->call->B; row++) {
         char *to = (char *)out + at + (size_t)row * bytes;
         if (end[row] != FASTRNN_STATE_GIVEN || !dfinal)

@@ -32,14 +32,14 @@ typedef struct {
     const fastrnn_stack *stack;
     const fastrnn_call *call;
     const fastrnn_map_head *map; /* NULL: all steps are real */
-    fastrnn_map_arrays arrays;       /* of the map */
+    fastrnn_map_arrays arrays;   /* of the map */
     int64_t N, S, steps;
     size_t item;
     const int64_t *offsets;
-    fastrnn_rows x, y;   /* the caller's */
-    level_t *levels;     /* [L] */
+    fastrnn_rows x, y;             /* the caller's */
+    level_t *levels;               /* [L] */
     fastrnn_arena tape, workspace; /* of the workspace: what no run has taken */
-    char *between[2];    /* backward: gradients between layers take turns in these */
+    char *between[2];              /* backward: gradients between layers take turns in these */
 } plan_t;
 
 static inline int is_kept(const fastrnn_call *call) { return call->keep != FASTRNN_KEEP_NOTHING; }
@@ -58,7 +58,7 @@ void fastrnn_clear_masked(const plan_t *b, fastrnn_sequence s, int64_t width);
 void fastrnn_begin_states(const plan_t *b, int k, const void *given, int64_t width, char *to);
 
 /* The final states (L*D, B, width) of rows, from those of the segments. */
-void fastrnn_end_states(const plan_t *b, int k, const char *from, const void *given, int64_t width, void *final);
+void fastrnn_end_states(const plan_t *b, int k, const char *from, const void *given, int64_t width, void *to_final);
 
 /* The gradients of both, against that order. */
 void fastrnn_end_gradients(const plan_t *b, int k, const void *given, int64_t width, char *to);

@@ -122,7 +122,8 @@ static fastrnn_status check_backward(const fastrnn_stack *stack, const plan_t *b
     if (head->N != b->N || head->S != b->S || head->steps != b->steps || head->holds_top != y.scattered)
         return fail(error, FASTRNN_INVALID, "tape is of another batch, or y lies in another way than in forward");
     if (fastrnn_is_fused() && fastrnn_match_panels(stack, call->panels_backward, 1) != FASTRNN_OK)
-        return fail(error, FASTRNN_WRONG_PANELS, "panels_backward are of another engine or stack, or are not for backward");
+        return fail(error, FASTRNN_WRONG_PANELS,
+                    "panels_backward are of another engine or stack, or are not for backward");
     return FASTRNN_OK;
 }
 

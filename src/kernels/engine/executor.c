@@ -38,10 +38,10 @@ static void apply_mask(const plan_t *b, int layer, int64_t width, const void *fr
 }
 
 /* The live state of layer k: where the final one is wanted, if the segments are the rows. */
-static char *live_state(const plan_t *b, int k, void *final, int64_t width, fastrnn_arena *scratch)
+static char *live_state(const plan_t *b, int k, void *wanted, int64_t width, fastrnn_arena *scratch)
 {
     const size_t bytes = (size_t)(b->S * width) * b->item;
-    return final && !b->map ? (char *)final + (size_t)k * bytes : fastrnn_take(scratch, bytes);
+    return wanted && !b->map ? (char *)wanted + (size_t)k * bytes : fastrnn_take(scratch, bytes);
 }
 
 /* Columns of one direction. */
@@ -108,8 +108,8 @@ fastrnn_status fastrnn_forward(const fastrnn_stack *stack, const fastrnn_call *c
     fastrnn_open_plan(&b, stack, call);
     fastrnn_lay_out(&b, FASTRNN_FORWARD);
     if (is_kept(call))
-        *(tape_head *)fastrnn_open_arena(call->tape).base =
-            (tape_head){TAPE_MAGIC, stack->hash, b.N, b.S, b.steps, b.y.scattered};
+        *(tape_head *)fastrnn_open_arena(call->tape).base = (tape_head){TAPE_MAGIC, stack->hash, b.N,
+                                                                        b.S,        b.steps,     b.y.scattered};
     if (b.y.data && b.y.scattered && b.map)
         fastrnn_clear_masked(&b, call->y, fastrnn_output_width(stack));
     for (int layer = 0; layer < stack->L; layer++) {

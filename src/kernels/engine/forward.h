@@ -12,9 +12,9 @@ typedef struct {
     step_t step;
     const fastrnn_forward_run *run;
     int project_by_step;
-    fastrnn_size width;   /* of a row of sums */
-    const real *bias;     /* as a row of sums */
-    const rows_t *h_prev; /* of the rows at hand: one of the two of the step */
+    fastrnn_size width;                     /* of a row of sums */
+    const real *bias;                       /* as a row of sums */
+    const rows_t *h_prev;                   /* of the rows at hand: one of the two of the step */
     product_t input, hidden, reset, output; /* of every step; its rows are set with each */
 } forward_t;
 
@@ -107,8 +107,8 @@ static void set_bias(const forward_t *f, span_t rows, span_t units, real *sums)
 typedef struct {
     columns_t input, hidden, reset;
 } cell_columns;
-#define CELL_COLUMNS(CELL, GATES_, A, INPUT, HIDDEN, ...)                                                    \
-    {COLUMNS(GATES_, A, A - 1, WEIGHT_WIDTH(GATES_), 1),                                                     \
+#define CELL_COLUMNS(CELL, GATES_, A, INPUT, HIDDEN, ...) \
+    {COLUMNS(GATES_, A, A - 1, WEIGHT_WIDTH(GATES_), 1),  \
      COLUMNS(HIDDEN + !HIDDEN, A, HIDDEN - 1, WEIGHT_WIDTH(HIDDEN), 1), COLUMNS(1, A, HIDDEN, WEIGHT_WIDTH(1), 1)},
 static const cell_columns columns_of_cells[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(CELL_COLUMNS)};
 
@@ -191,7 +191,8 @@ static void from_states(forward_t *f, product_t *p, epilogue_t epilogue)
         if (s->layer->shape.hidden_blocks)
             run_product(p, s->me, row, next, s->units.from, s->units.to, epilogue, f);
         else
-            epilogue(f, row, next - row, s->units.from * LANES, least(s->units.to * LANES, s->layer->H), p->to, p->ld_to);
+            epilogue(f, row, next - row, s->units.from * LANES, least(s->units.to * LANES, s->layer->H), p->to,
+                     p->ld_to);
     }
 }
 

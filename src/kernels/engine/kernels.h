@@ -37,11 +37,11 @@ typedef ptrdiff_t fastrnn_size; /* Py_ssize_t, without Python.h */
  *   projects      h can be projected: the cell reads no h_prev, as only products do, and backward sets what is projected
  *   has_reset     between the two products of a step stands a reset stage, which makes r*h_prev
  *   stages        2: some activations wait for others, so the cell has two loops (loops.h) */
-#define FASTRNN_CELLS_OF_THE_ENGINE(X)                                                                       \
-    X(rnn_tanh, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1)                                                                \
-    X(rnn_relu, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1)                                                                \
-    X(lstm, 4, 4, 4, 4, 4, 1, 0, 1, 0, 2)                                                                    \
-    X(gru, 3, 4, 2, 3, 4, 0, 0, 0, 0, 2)                                                                     \
+#define FASTRNN_CELLS_OF_THE_ENGINE(X)        \
+    X(rnn_tanh, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1) \
+    X(rnn_relu, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1) \
+    X(lstm, 4, 4, 4, 4, 4, 1, 0, 1, 0, 2)     \
+    X(gru, 3, 4, 2, 3, 4, 0, 0, 0, 0, 2)      \
     X(gru_reset_before, 3, 3, 3, 2, 3, 0, 0, 0, 1, 1)
 
 /* A build can have cells of its own: FASTRNN_MORE_CELLS names a header with their rows, and, for cells.h, which defines
@@ -93,7 +93,7 @@ typedef struct {
 /* A matrix with one row for each packed row. Packed row k is at data + k*row. If the matrix is `scattered`, it has the
  * layout of the caller's sequence instead: packed row k is slot (t, b) of the batch, at data + t*step + b*row. */
 typedef struct {
-    void *data; /* NULL: none */
+    void *data;             /* NULL: none */
     fastrnn_size row, step; /* strides, in numbers */
     int scattered;
 } fastrnn_rows;
@@ -127,11 +127,11 @@ typedef struct {
     void *h_rows;                /* (N, ldh), or (2, chunk, ldh) */
     fastrnn_size ldh;
     int ring;
-    void *h;                              /* (B, P)  forward: in initial state, out final state; backward: initial state */
-    void *inner[FASTRNN_MOST_INNER];      /* (B, H)  the same */
-    void *kept;                           /* (N, KH) tape, or NULL */
+    void *h;                         /* (B, P)  forward: in initial state, out final state; backward: initial state */
+    void *inner[FASTRNN_MOST_INNER]; /* (B, H)  the same */
+    void *kept;                      /* (N, KH) tape, or NULL */
     void *inner_rows[FASTRNN_MOST_INNER]; /* (N, H)  `inner` after each packed row: tape, or NULL */
-    int threads;                 /* at most */
+    int threads;                          /* at most */
     fastrnn_poll poll;
 } fastrnn_run;
 
@@ -146,12 +146,12 @@ typedef struct {
 
 typedef struct {
     fastrnn_run run;
-    fastrnn_rows dy, dx; /* (N, P), (N, I), or none */
-    int add_to_dx;       /* the other direction has already written dx */
+    fastrnn_rows dy, dx;              /* (N, P), (N, I), or none */
+    int add_to_dx;                    /* the other direction has already written dx */
     void *dh;                         /* (B, P)  in: gradient of the final state; out: of the initial one */
     void *dinner[FASTRNN_MOST_INNER]; /* (B, H)  the same */
-    void *dbias;              /* (DH,)   sums of the columns of dgates; starts as zeros */
-    fastrnn_weights dweights; /* matrices; NULL: not wanted */
+    void *dbias;                      /* (DH,)   sums of the columns of dgates; starts as zeros */
+    fastrnn_weights dweights;         /* matrices; NULL: not wanted */
     /* scratch */
     void *dy_chunk, *dx_chunk; /* (chunk, P), (chunk, I)  rows of a scattered dy or dx */
     void *dgates;              /* (chunk, DH)  gradients of the pre-activations, then what each row adds to those of the
@@ -160,20 +160,20 @@ typedef struct {
     void *dh_rows;             /* (chunk, P)   gradient of the projected h, for dW_hr */
     void *dunit;               /* (B, H)       gradient of o tanh(c) */
     void *h_prev;              /* (chunk, P)   BLAS: h before each row */
-    void *inner_prev[FASTRNN_MOST_INNER]; /* (B, H)  BLAS: `inner` before a step */
-    void *panels_dgates;       /* fused: panels of the AH columns of gradients, chunk rows deep */
+    void *inner_prev[FASTRNN_MOST_INNER];     /* (B, H)  BLAS: `inner` before a step */
+    void *panels_dgates;                      /* fused: panels of the AH columns of gradients, chunk rows deep */
     void *panels_h, *panels_x, *panels_units; /* fused: the same of P, I and H columns */
 } fastrnn_backward_run;
 
 /* Copy packed rows first .. first+n-1 of scattered `rows` to `to` (n, width). `is_gradient`: add the gradient of each
  * slot that repeats an output to the row whose output it repeats. */
-FASTRNN_API void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
-                                fastrnn_size n, int is_gradient, void *to);
+FASTRNN_API void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width,
+                                fastrnn_size first, fastrnn_size n, int is_gradient, void *to);
 
 /* Copy `from` (n, ld) to packed rows first .. first+n-1 of scattered `rows`. `is_output`: also to the slots that repeat
  * them. */
-FASTRNN_API void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width, fastrnn_size first,
-                                 fastrnn_size n, int is_output, const void *from, fastrnn_size ld);
+FASTRNN_API void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width,
+                                 fastrnn_size first, fastrnn_size n, int is_output, const void *from, fastrnn_size ld);
 
 /* Steps of the next chunk, once `done` steps are through; `from_end`: chunks go from the last step to the first. */
 FASTRNN_API fastrnn_size fastrnn_next_chunk(const fastrnn_run *run, fastrnn_size done, int from_end);
@@ -208,24 +208,24 @@ typedef struct {
     void *inner[FASTRNN_MOST_INNER];          /* (n, H) in: before the step; out: after it */
     void *inner_kept[FASTRNN_MOST_INNER];     /* (n, H) out: `inner` for the tape, or NULL */
     const void *vector[FASTRNN_MOST_VECTORS]; /* (H,) */
-    void *rh;           /* (n, H)       out of the reset stage: r*h_prev */
+    void *rh;                                 /* (n, H)       out of the reset stage: r*h_prev */
 } fastrnn_cell_forward;
 
 /* The cell in one backward step, before the products. */
 typedef struct {
     fastrnn_size n, H, unit, end;
-    const void *kept;        /* (n, KH)      tape */
-    const void *h_prev, *h;  /* (n, ld_prev), (n, ldh); h only of a cell that keeps nothing else */
+    const void *kept;       /* (n, KH)      tape */
+    const void *h_prev, *h; /* (n, ld_prev), (n, ldh); h only of a cell that keeps nothing else */
     const void *inner[FASTRNN_MOST_INNER], *inner_prev[FASTRNN_MOST_INNER]; /* (n, H) after the step, and before it */
     const void *vector[FASTRNN_MOST_VECTORS];                               /* (H,) */
-    const void *dy;          /* (n, lddy)    added to dh first, or NULL */
+    const void *dy; /* (n, lddy)    added to dh first, or NULL */
     fastrnn_size ld_prev, ldh, lddy;
-    void *dgates;            /* (n, DH)      out: gradients of the pre-activations, and what the row adds to those of the
+    void *dgates; /* (n, DH)      out: gradients of the pre-activations, and what the row adds to those of the
                               *              vectors */
-    void *dh;                /* (n, H)       in: gradient of h; out: the part of dh_prev that no product carries */
+    void *dh;     /* (n, H)       in: gradient of h; out: the part of dh_prev that no product carries */
     void *dinner[FASTRNN_MOST_INNER]; /* (n, H) in: gradients of `inner`; out: of inner_prev */
-    void *unprojected;       /* (n, H)       out: o tanh(c), for dW_hr, or NULL */
-    void *drh;               /* (n, H)       reset stage, in: gradient of r*h_prev; out: r*h_prev, for dW_hn */
+    void *unprojected;                /* (n, H)       out: o tanh(c), for dW_hr, or NULL */
+    void *drh;                        /* (n, H)       reset stage, in: gradient of r*h_prev; out: r*h_prev, for dW_hn */
 } fastrnn_cell_backward;
 
 /* The functions of a cell. Only gru_reset_before has a reset stage; other cells have NULL there. In forward, the reset

@@ -13,6 +13,9 @@ INLINE sums_t sums_of(const fastrnn_cell_forward *step)
     return (sums_t){sums.at, sums.row, sums.block, sums.unit};
 }
 
+/* Bodies of loops are arguments of macros. */
+/* clang-format off */
+
 /* Units [unit, end): full vectors, then the tail. The body handles `m` lanes from unit `k` on. */
 #define FOR_UNITS(...)                                                                                       \
     do {                                                                                                     \

@@ -69,11 +69,11 @@ void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S)
 static void cut_row(const fastrnn_batch *batch, head_t *head, arrays_t *a, int64_t b)
 {
     const int64_t B = batch->B, length = batch->lengths ? batch->lengths[b] : batch->T;
-    int64_t segment = -1;               /* of the present episode; -1: no real step yet */
-    int64_t last = FASTRNN_STATE_GIVEN; /* end[0][b]: the final state forward */
+    int64_t segment = -1;                /* of the present episode; -1: no real step yet */
+    int64_t last = FASTRNN_STATE_GIVEN;  /* end[0][b]: the final state forward */
     int64_t first = FASTRNN_STATE_GIVEN; /* end[1][b]: the final state in reverse */
-    int64_t last_found = -1;            /* the segment that begins with the initial state in reverse */
-    int cut = 0, first_episode = 1;     /* the present episode begins with a reset; it is the row's first */
+    int64_t last_found = -1;             /* the segment that begins with the initial state in reverse */
+    int cut = 0, first_episode = 1;      /* the present episode begins with a reset; it is the row's first */
     for (int64_t t = 0; t < batch->T; t++) {
         if (t < length && batch->reset && batch->reset[t * batch->reset_step + b * batch->reset_row]) {
             segment = -1, cut = 1, last = FASTRNN_STATE_ZERO;
@@ -205,7 +205,10 @@ fastrnn_status fastrnn_map(const fastrnn_batch *batch, void *map, char error[256
                 return FASTRNN_INVALID;
             }
     head_t *head = map;
-    *head = (head_t){.magic = MAGIC, .T = batch->T, .B = batch->B, .packed = batch->batch_sizes != NULL,
+    *head = (head_t){.magic = MAGIC,
+                     .T = batch->T,
+                     .B = batch->B,
+                     .packed = batch->batch_sizes != NULL,
                      .repeat = batch->repeat_masked != 0};
     arrays_t a = lay_out(head);
     if (batch->batch_sizes)

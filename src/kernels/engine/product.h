@@ -36,6 +36,7 @@ typedef struct {
 #define WEIGHT_WIDTH(BLOCKS) ((BLOCKS) == 3 ? 3 : TILE_VECTORS / 6)
 #define COLUMN_WIDTH 3
 
+/* clang-format off */
 /* `columns_t` of B blocks. Block b is number b of the A vectors of a unit, but the last block is number LAST. */
 #define COLUMN(v, B, A, LAST) (((v) / (B) * (A) + ((v) % (B) + 1 < (B) ? (v) % (B) : (LAST))) * LANES)
 #define FOUR_COLUMNS(v, B, A, LAST)                                                                          \
@@ -48,6 +49,8 @@ typedef struct {
                 FOUR_COLUMNS(12, B, A, LAST)                                                                 \
         }                                                                                                    \
     }
+/* clang-format on */
+
 /* Plain matrices, with w in panels of weights, and in panels of columns. */
 static const columns_t plain_columns = COLUMNS(1, 1, 0, WEIGHT_WIDTH(1), 0);
 static const columns_t wide_columns = COLUMNS(1, 1, 0, COLUMN_WIDTH, 0);
@@ -77,7 +80,7 @@ typedef struct product_t {
     fastrnn_size depth, first_k; /* rows of a panel, and the first that is used; depth is K where all are */
     const real *matrix;
     fastrnn_size ld_matrix;
-    const real *a;        /* a(r, k) = a[r*a_row + k*a_k], unless a_panel */
+    const real *a; /* a(r, k) = a[r*a_row + k*a_k], unless a_panel */
     fastrnn_size a_row, a_k;
     fastrnn_size a_panel; /* 0, or: rows of a are columns of panels of this size, from column a_first on */
     fastrnn_size a_first;
@@ -102,8 +105,8 @@ typedef void (*tile_t)(const product_t *p, const sweep_t *sweep, fastrnn_size ro
                        fastrnn_size block);
 /* What is done with rows [row, row+n) and units [unit, end) as soon as their sums stand; `to` and its ld as if it
  * were not compact. */
-typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit,
-                           fastrnn_size end, real *to, fastrnn_size ld);
+typedef void (*epilogue_t)(const void *context, fastrnn_size row, fastrnn_size n, fastrnn_size unit, fastrnn_size end,
+                           real *to, fastrnn_size ld);
 
 /* a/b of numbers below 2^32. A step of a small layer has a dozen divisions, and many processors divide 64 bits more
  * slowly than 32. */
@@ -125,6 +128,7 @@ static fastrnn_size packed_size(int blocks, fastrnn_size units, fastrnn_size K)
     return (blocks * vector_count(units) + 3) * panel_size(K, 1);
 }
 
+/* clang-format off */
 /* The register tile. R, Q and the width of panels are constants, so every loop but that over k unrolls. */
 INLINE void tile(const int R, const int Q, const int width, const product_t *p, const sweep_t *sweep, fastrnn_size row,
                  fastrnn_size vector, fastrnn_size block)
@@ -212,13 +216,16 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
     }
 }
 
-#define DEFINE_TILE(R, Q, W)                                                                                 \
-    static void tile_##R##_##Q##_##W(const product_t *p, const sweep_t *sweep, fastrnn_size row,             \
-                                     fastrnn_size vector, fastrnn_size block)                                \
-    {                                                                                                        \
-        tile(R, Q, W, p, sweep, row, vector, block);                                                         \
+/* clang-format on */
+
+#define DEFINE_TILE(R, Q, W)                                                                                          \
+    static void tile_##R##_##Q##_##W(const product_t *p, const sweep_t *sweep, fastrnn_size row, fastrnn_size vector, \
+                                     fastrnn_size block)                                                              \
+    {                                                                                                                 \
+        tile(R, Q, W, p, sweep, row, vector, block);                                                                  \
     }
 
+/* clang-format off */
 /* Every tile that is used, (R, Q, width of panels), R*Q <= TILE_VECTORS. Then, for each width: the most
  * vectors for a number of rows (0: such tiles are not used), and the rows of a tile if there are even more.
  * One row wants some ten chains at once to hide the latency of the multiply-add; many rows want an outer
@@ -257,6 +264,8 @@ static const unsigned char most_vectors_of[][MOST_ROWS + 1] = {{0, 12, 6, 4, 2, 
 static const unsigned char tallest_tile[] = {6, 4};
 #define COLUMN_ROWS (LANES < 4 ? LANES : 4)
 #endif
+
+/* clang-format on */
 
 TILES(DEFINE_TILE)
 #define TILE_ENTRY(R, Q, W) [W - FIRST_WIDTH][R - 1][Q - 1] = tile_##R##_##Q##_##W,
@@ -318,8 +327,8 @@ INLINE fastrnn_size next_width(fastrnn_size n, fastrnn_size most, fastrnn_size w
 }
 
 /* The tiles of `high` rows from `row` on by vectors of units [first, last). */
-INLINE void cover_rows(const product_t *p, const sweep_t *sweep, fastrnn_size row, fastrnn_size high, fastrnn_size first,
-                       fastrnn_size last)
+INLINE void cover_rows(const product_t *p, const sweep_t *sweep, fastrnn_size row, fastrnn_size high,
+                       fastrnn_size first, fastrnn_size last)
 {
     const fastrnn_size blocks = p->columns->blocks, width = p->columns->width, most = widest_tile(p, high);
     const fastrnn_size end = last * blocks; /* vectors */
@@ -414,8 +423,8 @@ static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_
                          fastrnn_size vector_end, epilogue_t epilogue, const void *context);
 
 /* Rows [row, row_end) by vectors of units [from, to); `me` is whose part of the work it is. */
-static void run_product(product_t *p, const fastrnn_member *me, fastrnn_size row, fastrnn_size row_end, fastrnn_size from,
-                        fastrnn_size to, epilogue_t epilogue, const void *context)
+static void run_product(product_t *p, const fastrnn_member *me, fastrnn_size row, fastrnn_size row_end,
+                        fastrnn_size from, fastrnn_size to, epilogue_t epilogue, const void *context)
 {
     const fastrnn_size rows = row_end - row;
     if (rows <= 0 || from >= to)
@@ -451,7 +460,8 @@ static void run_product(product_t *p, const fastrnn_member *me, fastrnn_size row
         for (fastrnn_size turn = 0; turn < groups; turn++) {
             const fastrnn_size group = p->downward ? groups - 1 - turn : turn;
             const fastrnn_size first = group ? (from / grain + s->grains * group / groups) * grain : from;
-            const fastrnn_size last = group + 1 < groups ? (from / grain + s->grains * (group + 1) / groups) * grain : to;
+            const fastrnn_size last = group + 1 < groups ? (from / grain + s->grains * (group + 1) / groups) * grain
+                                                         : to;
             if (fastrnn_stopping(me, s->flops))
                 break;
             /* This member's part of `to` begins where its sums would, and is as if the first units were these. */
@@ -461,7 +471,8 @@ static void run_product(product_t *p, const fastrnn_member *me, fastrnn_size row
                 cover(p->before, &sweep, first, last);
             (s->ahead ? cover_panels : cover)(p, &sweep, first, last);
             if (epilogue)
-                epilogue(context, top, bottom - top, first * LANES, least(last * LANES, p->units), sweep.to, sweep.ld_to);
+                epilogue(context, top, bottom - top, first * LANES, least(last * LANES, p->units), sweep.to,
+                         sweep.ld_to);
         }
     }
 }
@@ -492,9 +503,9 @@ static void panels_of_rows(int blocks, fastrnn_size units, fastrnn_size K, const
 
 /* Panels of n rows of a matrix as it stands, w (n, units), as its rows k = first .. first+n-1 of the K in
  * each panel; vectors [vector, vector_end). */
-static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fastrnn_size first,
-                              fastrnn_size n, const real *w, fastrnn_size ld, real *panels,
-                              fastrnn_size vector, fastrnn_size vector_end)
+static void panels_of_columns(fastrnn_size units, int width, fastrnn_size K, fastrnn_size first, fastrnn_size n,
+                              const real *w, fastrnn_size ld, real *panels, fastrnn_size vector,
+                              fastrnn_size vector_end)
 {
     /* Some rows at a time, so that a cache line of either side is done with when it is left. */
     enum { ROWS = 16 };

@@ -36,18 +36,19 @@ typedef struct {
     const fastrnn_run *run;
     const fastrnn_layer *layer;
     const fastrnn_member *me;
-    int split_units;      /* threads divide the units, else the rows */
-    span_t rows;          /* of the batch: this member's */
-    span_t units, out;    /* vectors of H and of P: this member's */
+    int split_units;   /* threads divide the units, else the rows */
+    span_t rows;       /* of the batch: this member's */
+    span_t units, out; /* vectors of H and of P: this member's */
 
     fastrnn_size from, to;    /* steps of the chunk */
     rows_t history, previous; /* h of the chunk, and of the chunk that was taken before it */
     rows_t x;                 /* of the chunk */
 
     fastrnn_size t;
-    fastrnn_size first, n; /* packed row of the step, and its rows */
-    fastrnn_size n_before;      /* rows that have a step before, in the order of forward; the others begin */
-    rows_t h_before, h_initial;   /* h_prev of rows < n_before: rows of that step, numbered as those of this; of the others: initial */
+    fastrnn_size first, n;     /* packed row of the step, and its rows */
+    fastrnn_size n_before;     /* rows that have a step before, in the order of forward; the others begin */
+    rows_t h_before;           /* h_prev of rows < n_before: rows of the step before, numbered as those of this step */
+    rows_t h_initial;          /* h_prev of the others */
     fastrnn_size first_before; /* packed row of the step before */
 } step_t;
 
@@ -107,7 +108,8 @@ static void open_chunk(step_t *s, fastrnn_size from, fastrnn_size to, unsigned t
     s->from = from, s->to = to;
     s->previous = s->history;
     if (run->ring)
-        s->history = (rows_t){(real *)run->h_rows + (turn & 1 ? run->chunk * run->ldh : 0), run->offsets[from], run->ldh};
+        s->history = (rows_t){(real *)run->h_rows + (turn & 1 ? run->chunk * run->ldh : 0), run->offsets[from],
+                              run->ldh};
     if (run->x.scattered)
         s->x = (rows_t){run->x_chunk, run->offsets[from], s->layer->I};
 }
@@ -119,7 +121,8 @@ static void gather_x(const step_t *s)
     const fastrnn_size first = run->offsets[s->from];
     const span_t mine = share_of(s->me, run->offsets[s->to] - first, 1);
     if (run->x.scattered)
-        fastrnn_gather(run, &run->x, s->layer->I, first + mine.from, mine.to - mine.from, 0, row_of(s->x, first + mine.from));
+        fastrnn_gather(run, &run->x, s->layer->I, first + mine.from, mine.to - mine.from, 0,
+                       row_of(s->x, first + mine.from));
 }
 
 /* Go to step t of the chunk. */

@@ -40,7 +40,8 @@ INLINE V load_pieces(const real *w, fastrnn_size ld)
 /* Numbers of x and of y, in each 128 bits: those of the first half of either in turn, or of the second; or the first halves
  * of both, or the second. */
 #if VECTOR_BYTES == 64 && defined(REAL_F32)
-#define ALL_LANES(F) F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15)
+#define ALL_LANES(F) \
+    F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15)
 #define LANE_COUNT 16
 #elif (VECTOR_BYTES == 64 && defined(REAL_F64)) || (VECTOR_BYTES == 32 && defined(REAL_F32))
 #define ALL_LANES(F) F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7)
@@ -60,13 +61,14 @@ INLINE V load_pieces(const real *w, fastrnn_size ld)
 #if defined(REAL_F32)
 #define TURNS_LOW(i) ((i) / 4 * 4 + (i) % 4 / 2 + (i) % 2 * LANE_COUNT)
 #define TURNS_HIGH(i) (TURNS_LOW(i) + 2)
-#define HALVES_LOW(i) ((i) % 4 < 2 ? (i) : (i) - 2 + LANE_COUNT)
+#define HALVES_LOW(i) ((i) % 4 < 2 ? (i) : (i)-2 + LANE_COUNT)
 #define HALVES_HIGH(i) (HALVES_LOW(i) + 2)
 #else
 #define TURNS_LOW(i) ((i) / 2 * 2 + (i) % 2 * LANE_COUNT)
 #define TURNS_HIGH(i) (TURNS_LOW(i) + 1)
 #endif
 
+/* clang-format off */
 /* Weights of LANES rows for k, k+1, ... k+PIECE-1: out[j] has those of k+j in the order of rows. */
 INLINE void load_transposed(const real *w, fastrnn_size ld, V out[PIECE])
 {
@@ -148,17 +150,18 @@ INLINE void strip(const int R, const int Q, const int by_line, const product_t *
         UNROLL for (int r = 0; r < R; r++) v_store(p->to + (row + r) * p->ld_to + column[q], to_m, sum[q][r]);
 }
 
+/* clang-format on */
+
 /* Where rows lie a power of two apart, their lines compete for the same sets of L1: then each line is used up before the
  * next strip; else strips take turns with every piece, so that their chains overlap. */
-#define DEFINE_STRIP(R, Q)                                                                                   \
-    static void strip_##R##_##Q(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m)   \
-    {                                                                                                        \
-        strip(R, Q, 0, p, row, vector, m);                                                                   \
-    }                                                                                                        \
-    static void strip_##R##_##Q##_by_line(const product_t *p, fastrnn_size row, fastrnn_size vector,         \
-                                          fastrnn_size m)                                                    \
-    {                                                                                                        \
-        strip(R, Q, 1, p, row, vector, m);                                                                   \
+#define DEFINE_STRIP(R, Q)                                                                                           \
+    static void strip_##R##_##Q(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m)           \
+    {                                                                                                                \
+        strip(R, Q, 0, p, row, vector, m);                                                                           \
+    }                                                                                                                \
+    static void strip_##R##_##Q##_by_line(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m) \
+    {                                                                                                                \
+        strip(R, Q, 1, p, row, vector, m);                                                                           \
     }
 DEFINE_STRIP(1, 1)
 DEFINE_STRIP(1, 2)

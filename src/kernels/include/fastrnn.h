@@ -21,11 +21,11 @@
 extern "C" {
 #endif
 
-enum { FASTRNN_F32 = 1, FASTRNN_F64 };             /* dtypes */
+enum { FASTRNN_F32 = 1, FASTRNN_F64 }; /* dtypes */
 /* What panels are for: bits. For sizes of workspaces also whether gradients of weights have strides or a gate order. */
 enum { FASTRNN_FORWARD = 1, FASTRNN_BACKWARD = 2, FASTRNN_STRIDED = 4 };
-enum { FASTRNN_KEEP_NOTHING, FASTRNN_KEEP_ALL };    /* what a tape holds */
-enum { FASTRNN_MOST_THREADS = 1024 };               /* of one call */
+enum { FASTRNN_KEEP_NOTHING, FASTRNN_KEEP_ALL };            /* what a tape holds */
+enum { FASTRNN_MOST_THREADS = 1024 };                       /* of one call */
 enum { FASTRNN_MOST_STATES = 4, FASTRNN_MOST_VECTORS = 8 }; /* of a cell */
 /* Options of a spec: bits. REVERSE: from the last step to the first, as the second of two directions always runs. */
 enum { FASTRNN_BIAS_IH = 1, FASTRNN_BIAS_HH = 2, FASTRNN_PROJECTED = 4, FASTRNN_REVERSE = 8 };
@@ -63,16 +63,17 @@ FASTRNN_API void fastrnn_stack_free(fastrnn_stack *stack);
 typedef struct {
     size_t size;
     int64_t T, B;
-    const int64_t *lengths;     /* (B,) 0 .. T, in any order, or NULL */
-    const int64_t *batch_sizes; /* (T,) falling, or NULL: x and y are packed rows (N, width), those of step t first rows */
-    const uint8_t *mask;        /* (T, B) with the strides below, or NULL: all real */
-    const uint8_t *reset;       /* (T, B), or NULL: none */
+    const int64_t *lengths; /* (B,) 0 .. T, in any order, or NULL */
+    const int64_t
+        *batch_sizes;     /* (T,) falling, or NULL: x and y are packed rows (N, width), those of step t first rows */
+    const uint8_t *mask;  /* (T, B) with the strides below, or NULL: all real */
+    const uint8_t *reset; /* (T, B), or NULL: none */
     int64_t mask_step, mask_row, reset_step, reset_row;
     int32_t repeat_masked; /* y of a step that is not real: 0: zero, 1: the output before it in its row, if any */
 } fastrnn_batch;
 
 /* A batch is compiled into a map: flat memory without pointers. */
-FASTRNN_API size_t fastrnn_map_size(int64_t T, int64_t B); /* the most that any batch needs */
+FASTRNN_API size_t fastrnn_map_size(int64_t T, int64_t B);        /* the most that any batch needs */
 FASTRNN_API size_t fastrnn_packed_map_size(int64_t T, int64_t B); /* with batch_sizes: T*B may be far more than N */
 FASTRNN_API fastrnn_status fastrnn_map(const fastrnn_batch *batch, void *map, char error[256]);
 FASTRNN_API void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S);
@@ -86,11 +87,11 @@ FASTRNN_API void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S);
  * row-major in the order of the cell are read through panels only, and not by a back end. */
 typedef struct {
     size_t size;
-    void *weight_ih; /* (G, I) */
-    void *weight_hh; /* (G, P); NULL if the recurrence of the cell is diagonal */
-    void *bias_ih;   /* (G,) or NULL */
-    void *bias_hh;   /* (G,) or NULL */
-    void *weight_hr; /* (P, H) or NULL */
+    void *weight_ih;                    /* (G, I) */
+    void *weight_hh;                    /* (G, P); NULL if the recurrence of the cell is diagonal */
+    void *bias_ih;                      /* (G,) or NULL */
+    void *bias_hh;                      /* (G,) or NULL */
+    void *weight_hr;                    /* (P, H) or NULL */
     void *vector[FASTRNN_MOST_VECTORS]; /* (H,) parameters with one number for each unit, where the cell has such */
     int64_t ih_row, ih_column, hh_row, hh_column, hr_row, hr_column;
     const uint8_t *gate_order; /* a permutation of the cell's gates, or NULL: the same order */
@@ -122,19 +123,19 @@ typedef struct {
     /* Of the two passes; may be the same. Forward needs none: without, it multiplies the weights as they are, which is
      * faster than packing them for a few steps of a few rows. */
     const void *panels, *panels_backward;
-    fastrnn_sequence x, y;          /* y.data NULL: final states only */
+    fastrnn_sequence x, y; /* y.data NULL: final states only */
     /* h, then c and what other parts the state of the cell has: (L*D, B, P), the others (L*D, B, H). */
     const void *state[FASTRNN_MOST_STATES]; /* NULL: zeros */
     void *final_state[FASTRNN_MOST_STATES]; /* may be those of `state` */
-    const uint8_t *x_masks;         /* (L-1, N, W): dropout on the inputs of the layers above the first */
-    double x_scale;                 /* what the inputs are multiplied with where the mask is not 0 */
+    const uint8_t *x_masks;                 /* (L-1, N, W): dropout on the inputs of the layers above the first */
+    double x_scale;                         /* what the inputs are multiplied with where the mask is not 0 */
     void *tape, *workspace;
     size_t tape_size, workspace_size;
-    fastrnn_sequence dy, dx;        /* backward: dy.data NULL: zeros */
+    fastrnn_sequence dy, dx;                       /* backward: dy.data NULL: zeros */
     const void *dfinal_state[FASTRNN_MOST_STATES]; /* NULL: zeros */
     void *dstate[FASTRNN_MOST_STATES];             /* may be those of `dfinal_state` */
-    const fastrnn_weights *dweights; /* [L*D]; only members that are not NULL are computed */
-    int (*poll)(void *context);      /* asked now and then by the calling thread; other than 0 ends the call */
+    const fastrnn_weights *dweights;               /* [L*D]; only members that are not NULL are computed */
+    int (*poll)(void *context); /* asked now and then by the calling thread; other than 0 ends the call */
     void *poll_context;
 } fastrnn_call;
 
@@ -169,11 +170,11 @@ FASTRNN_API int fastrnn_abi(void);
  * fastrnn_engines, the widest), FASTRNN_NUM_THREADS is the most threads of a call (default: the cores that the process
  * may run on). Where either is wrong, fastrnn_check_settings says so, as does fastrnn_stack_new, until one that is
  * right has been set. */
-FASTRNN_API const char *fastrnn_engine(void);                     /* the one in use; NULL: there is none */
-FASTRNN_API int fastrnn_engines(const char *names[], int most);   /* how many there are; `names` gets the first `most` */
-FASTRNN_API fastrnn_status fastrnn_use_engine(const char *name);  /* not while a call runs; pack again after it */
+FASTRNN_API const char *fastrnn_engine(void);                    /* the one in use; NULL: there is none */
+FASTRNN_API int fastrnn_engines(const char *names[], int most);  /* how many there are; `names` gets the first `most` */
+FASTRNN_API fastrnn_status fastrnn_use_engine(const char *name); /* not while a call runs; pack again after it */
 FASTRNN_API int fastrnn_get_threads(void);
-FASTRNN_API fastrnn_status fastrnn_set_threads(int most);         /* 1 .. FASTRNN_MOST_THREADS, from the next call on */
+FASTRNN_API fastrnn_status fastrnn_set_threads(int most); /* 1 .. FASTRNN_MOST_THREADS, from the next call on */
 FASTRNN_API fastrnn_status fastrnn_check_settings(char error[256]);
 
 #ifdef __cplusplus

@@ -3,7 +3,10 @@
 #include "fastrnn.h"
 #include <time.h>
 
-#define ISA(NAME, BYTES) {#NAME, BYTES / 4, {&fastrnn_##NAME##_f32, &fastrnn_##NAME##_f64}}
+#define ISA(NAME, BYTES)                                                   \
+    {                                                                      \
+#NAME, BYTES / 4, { &fastrnn_##NAME##_f32, &fastrnn_##NAME##_f64 } \
+    }
 #define DECLARE(NAME) extern const fastrnn_table fastrnn_##NAME##_f32, fastrnn_##NAME##_f64
 DECLARE(baseline);
 #if defined(FASTRNN_HAVE_X86)
@@ -26,9 +29,8 @@ int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         out[count++] = &x86_v3;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("fma"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
         out[count++] = &x86_v4;
 #elif defined(FASTRNN_HAVE_NEON)
     static const fastrnn_isa neon = ISA(neon, 16);

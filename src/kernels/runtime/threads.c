@@ -125,8 +125,8 @@ static void *worker(void *argument)
     seat_t *seat = argument;
     const int rank = (int)(seat - pool.seats) + 1;
     for (unsigned ticket = seat->first;; ticket++) {
-        for (int spins = 0;
-             spins < IDLE_SPINS && atomic_load_explicit(&seat->ticket, memory_order_acquire) == ticket; spins++)
+        for (int spins = 0; spins < IDLE_SPINS && atomic_load_explicit(&seat->ticket, memory_order_acquire) == ticket;
+             spins++)
             PAUSE();
         if (atomic_load(&seat->ticket) == ticket) {
             pthread_mutex_lock(&seat->lock);
@@ -214,8 +214,7 @@ static int share(int threads, fastrnn_work work, void *context, fastrnn_team *te
         call_worker(&pool.seats[rank - 1]);
     const fastrnn_member me = {0, size, generation, team};
     take_part(work, context, &me);
-    for (int spins = 0;
-         atomic_load_explicit(&team->unfinished, memory_order_acquire) > 0 && !is_stale(&me); spins++) {
+    for (int spins = 0; atomic_load_explicit(&team->unfinished, memory_order_acquire) > 0 && !is_stale(&me); spins++) {
         if (spins < BARRIER_SPINS)
             PAUSE();
         else
