@@ -18,6 +18,7 @@ class Spec(c.Structure):
 class Weights(c.Structure):
     _fields_ = (("size", c.c_size_t),
                 *((name, c.c_void_p) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")),
+                *((f"vector_{k}", c.c_void_p) for k in range(8)),
                 *((name, c.c_int64) for name in ("ih_row", "ih_column", "hh_row", "hh_column", "hr_row", "hr_column")),
                 ("gate_order", c.c_char_p))  # fmt: skip
 
