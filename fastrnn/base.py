@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from . import _kernels
 from ._kernels import Ledger
 from .arguments import Array, as_array, as_mapping, check_shape
 
@@ -61,9 +62,12 @@ def draw_parameters(
             f"{owner}: the parameters take {need / 2**30:.3g} GiB, more than there is; the largest is "
             f"{largest} with shape {shapes[largest]}"
         ) from None
-    return {
-        name: rng.uniform(-bound, bound, shape).astype(dtype, copy=False) for name, shape in shapes.items()
-    }
+    parameters = {}
+    for name, shape in shapes.items():
+        # A step that reads unpacked weights is slower where their rows straddle cache lines.
+        parameters[name] = _kernels.empty(shape, dtype, aligned=True)
+        parameters[name][...] = rng.uniform(-bound, bound, shape)
+    return parameters
 
 
 class Frozen:

@@ -58,15 +58,9 @@ def test_transposed_weights_in_another_order_have_the_same_panels(rng, cell, ord
     kernels = [
         np.ascontiguousarray(a.reshape(gates * H, -1).T) for a in ordered[:2]
     ]  # (I, G), as Keras has them
-    strided = Weights(
-        c.sizeof(Weights),
-        *(a.ctypes.data for a in (*kernels, *ordered[2:])),
-        None,
-        1,
-        gates * H,
-        1,
-        gates * H,
-    )
+    strided = Weights(c.sizeof(Weights), *(a.ctypes.data for a in (*kernels, *ordered[2:])))
+    strided.ih_row = strided.hh_row = 1
+    strided.ih_column = strided.hh_column = gates * H
     strided.gate_order = bytes(order)
     assert packed(cell, strided, passes) == expected
     assert packed(cell, plain, passes) == expected

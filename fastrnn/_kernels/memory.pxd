@@ -18,5 +18,5 @@ cdef inline void *data(object array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
 
 
-cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum)
+cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum, bint aligned=*)
 cdef object new_like(array)

@@ -52,8 +52,9 @@ cdef class Memory:
         return 0
 
 
-cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
-    """As numpy.empty; a large array is a recycled block."""
+cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum, bint aligned=False):
+    """As numpy.empty; a large array is a recycled block. If it is to be `aligned`, so is a small one: blocks begin at a
+    cache line."""
     cdef size_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
     cdef Memory memory
     cdef int k, j
@@ -61,7 +62,7 @@ cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum):
         if shape[k] and size > <size_t>(PY_SSIZE_T_MAX // shape[k]):
             raise MemoryError(f"an array of shape {tuple([shape[j] for j in range(ndim)])}")
         size *= shape[k]
-    if size < FASTRNN_LARGE_BLOCK:
+    if size < FASTRNN_LARGE_BLOCK and not aligned:
         return cnp.PyArray_EMPTY(ndim, shape, typenum, 0)
     memory = Memory()
     array = cnp.PyArray_SimpleNewFromData(ndim, shape, typenum, memory.reserve(size))
@@ -83,12 +84,13 @@ def release_memory():
     return fastrnn_release_memory()
 
 
-def empty(tuple shape, dtype):
-    """As numpy.empty of float32 or float64; a large array is a recycled block."""
+def empty(tuple shape, dtype, bint aligned=False):
+    """As numpy.empty of float32 or float64; a large array, and one that is to begin at a cache line, is a recycled
+    block."""
     cdef cnp.npy_intp sizes[3]
     cdef int k
     if len(shape) > 3:
         raise ValueError(f"an array of {len(shape)} axes, expected at most 3")
     for k in range(len(shape)):
         sizes[k] = shape[k]
-    return new_array(len(shape), sizes, cnp.NPY_FLOAT32 if dtype == np.float32 else cnp.NPY_FLOAT64)
+    return new_array(len(shape), sizes, cnp.NPY_FLOAT32 if dtype == np.float32 else cnp.NPY_FLOAT64, aligned)
