@@ -5,11 +5,11 @@
  *
  * Forward has one or two stages. GATES has the activations that wait for nothing, and c. OUTPUT has those that wait for
  * GATES, and h; a cell with one stage has OUTPUT alone. Each stage is a loop of its own over all rows of a group of
- * units, so that the processor overlaps many independent chains. What the stages pass to each other is in `a` and in
- * `inner`. */
+ * units, so that the processor overlaps many independent chains. What the first stage passes to the second is in `a` and
+ * in `inner`, which the second leaves as it is. */
 typedef struct {
     V a[FASTRNN_MOST_BLOCKS];       /* in: pre-activations, with bias and all products. Out: what the tape keeps. */
-    V h_prev, h;                    /* h is set by OUTPUT */
+    V h_prev, h;                    /* h_prev: unless the cell projects. h is set by OUTPUT. */
     V inner[FASTRNN_MOST_INNER];    /* the rest of the state, c first. In: before the step. Out: after it. */
     V vector[FASTRNN_MOST_VECTORS]; /* parameters of the units */
 } unit_forward_t;
@@ -17,7 +17,7 @@ typedef struct {
 /* Derivatives are functions of what the tape keeps. */
 typedef struct {
     V a[FASTRNN_MOST_BLOCKS];
-    V h_prev, h;
+    V h_prev, h; /* h_prev: unless the cell projects. h: of a cell that keeps nothing else. */
     V inner[FASTRNN_MOST_INNER], inner_prev[FASTRNN_MOST_INNER];
     V vector[FASTRNN_MOST_VECTORS];
     V dh;                            /* in: gradient of h. Out: the part of that of h_prev that no product carries. */
