@@ -82,10 +82,12 @@ INLINE void transpose_quarters(const V x[], V out[])
 INLINE void load_transposed(const real *w, fastrnn_size ld, fastrnn_size m, fastrnn_size depth, V out[PIECE])
 {
     V quarters[4][QUARTER];
-    UNROLL for (int g = 0; g < 4; g++) {
+    const real *rows = w;
+    UNROLL for (int g = 0; g < 4; g++, rows += QUARTER * ld) {
         V x[QUARTER];
+        __asm__("" : "+r"(rows)); /* else gcc keeps sixteen addresses, most of them in memory */
         UNROLL for (int i = 0; i < QUARTER; i++)
-            x[i] = g * QUARTER + i < m ? v_load(w + (g * QUARTER + i) * ld, depth) : v_set(0);
+            x[i] = g * QUARTER + i < m ? v_load(rows + i * ld, depth) : v_set(0);
         transpose_quarters(x, quarters[g]);
     }
     UNROLL for (int j = 0; j < QUARTER; j++) {
