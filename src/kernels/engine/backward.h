@@ -290,8 +290,10 @@ static void set_dx(const backward_t *b, fastrnn_size first, fastrnn_size rows)
     const fastrnn_size begin = first + mine.from, n = mine.to - mine.from;
     real *to = run->dx.scattered ? run->dx_chunk : (real *)run->dx.data + first * run->dx.row;
     const fastrnn_size ld = run->dx.scattered ? I : run->dx.row;
-    if (run->dx.scattered && run->add_to_dx)
+    if (run->dx.scattered && run->add_to_dx) { /* any member's rows */
         fastrnn_gather(s->run, &run->dx, I, begin, n, 0, to + mine.from * ld);
+        fastrnn_barrier(s->me);
+    }
     product_t p = plain_product(direct, I, s->run->panels.ih, layer->G, run->dgates, layer->DH, to);
     p.ld_from = p.ld_to = ld;
     p.from = run->add_to_dx ? p.to : 0;
@@ -303,8 +305,10 @@ static void set_dx(const backward_t *b, fastrnn_size first, fastrnn_size rows)
         p.from = p.to;
         run_product(&p, s->me, mine.from, mine.to, 0, vector_count(I), 0, 0);
     }
-    if (run->dx.scattered)
+    if (run->dx.scattered) {
+        fastrnn_barrier(s->me);
         fastrnn_scatter(s->run, &run->dx, I, begin, n, 0, to + mine.from * ld, ld);
+    }
 }
 
 /* ---- the run ----------------------------------------------------------------------------------------- */

@@ -102,6 +102,7 @@ typedef struct {
 typedef struct {
     fastrnn_size T, B;
     const int64_t *source; /* (N,)   t*B + b of each packed row; NULL: packed rows are in the order of slots */
+    const int64_t *order;  /* (N,)   the packed rows of each step, in the order of their slots; NULL as `source` */
     const int64_t *place;  /* (T*B,) the packed row of each slot, or -1 */
     int repeat;            /* a slot that is not real repeats the output of the real one before it */
 } fastrnn_slots;
@@ -165,13 +166,14 @@ typedef struct {
     void *panels_h, *panels_x, *panels_units; /* fused: the same of P, I and H columns */
 } fastrnn_backward_run;
 
-/* Copy packed rows first .. first+n-1 of scattered `rows` to `to` (n, width). `is_gradient`: add the gradient of each
- * slot that repeats an output to the row whose output it repeats. */
+/* Copy rows of scattered `rows` to packed rows; packed row `first` is at `to`. These are number first .. first+n-1 in the
+ * order of slots within each step, so all members together copy a whole chunk, and another member may copy the rows that
+ * one has computed. `is_gradient`: add the gradient of each slot that repeats an output to the row whose output it
+ * repeats. */
 FASTRNN_API void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width,
                                 fastrnn_size first, fastrnn_size n, int is_gradient, void *to);
 
-/* Copy `from` (n, ld) to packed rows first .. first+n-1 of scattered `rows`. `is_output`: also to the slots that repeat
- * them. */
+/* The other way round, from packed rows with leading dimension `ld`. `is_output`: also to the slots that repeat them. */
 FASTRNN_API void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size width,
                                  fastrnn_size first, fastrnn_size n, int is_output, const void *from, fastrnn_size ld);
 

@@ -107,6 +107,7 @@ void fastrnn_open_run(const plan_t *b, int k, fastrnn_run *run)
     run->offsets = (const fastrnn_size *)b->offsets;
     run->slots.T = call->T, run->slots.B = packed ? 1 : call->B;
     run->slots.source = b->map && !packed ? b->arrays.source : NULL;
+    run->slots.order = run->slots.source ? b->arrays.order : NULL;
     run->slots.place = b->map ? b->arrays.place : NULL;
     run->slots.repeat = b->map && b->map->repeat;
     run->weights = &call->weights[k];

@@ -11,14 +11,14 @@ typedef fastrnn_map_head head_t;
 /* The arrays of a map, and scratch behind them. Segments are numbered twice: as they are found, row by row, and at last
  * by rank. Scratch has the first numbers. */
 typedef struct {
-    int64_t *offsets, *source, *place, *begin[2], *end[2];
-    int64_t *row, *length, *rank, *first; /* scratch */
+    int64_t *offsets, *source, *order, *place, *begin[2], *end[2];
+    int64_t *row, *length, *rank, *filled; /* scratch */
 } arrays_t;
 
 size_t fastrnn_map_size(int64_t T, int64_t B)
 {
-    /* T+1: offsets; T*B: source, place, and for each segment begin, begin, row, length, rank; B: end, end, first */
-    return sizeof(head_t) + sizeof(int64_t) * (size_t)(T + 1 + 7 * T * B + 3 * B);
+    /* T+1: offsets; T*B: source, order, place, and for each segment begin, begin, row, length, rank; B: end, end; T: filled */
+    return sizeof(head_t) + sizeof(int64_t) * (size_t)(T + 1 + 8 * T * B + 2 * B + T);
 }
 
 size_t fastrnn_packed_map_size(int64_t T, int64_t B)
@@ -33,6 +33,7 @@ static arrays_t lay_out(const head_t *head)
     arrays_t a = {.offsets = at};
     at += T + 1;
     a.source = at, at += slots;
+    a.order = at, at += slots;
     a.place = at, at += slots;
     a.begin[0] = at, at += segments;
     a.begin[1] = at, at += segments;
@@ -41,14 +42,14 @@ static arrays_t lay_out(const head_t *head)
     a.row = at, at += slots;
     a.length = at, at += slots;
     a.rank = at, at += slots;
-    a.first = at;
+    a.filled = at;
     return a;
 }
 
 fastrnn_map_arrays fastrnn_map_view(const void *map)
 {
     const arrays_t a = lay_out(map);
-    return (fastrnn_map_arrays){a.offsets, a.source, a.place, {a.begin[0], a.begin[1]}, {a.end[0], a.end[1]}};
+    return (fastrnn_map_arrays){a.offsets, a.source, a.order, a.place, {a.begin[0], a.begin[1]}, {a.end[0], a.end[1]}};
 }
 
 void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S)
@@ -136,7 +137,7 @@ static void sort_segments(head_t *head, arrays_t *a)
     }
 }
 
-/* Number segments by rank, and turn place and source from segments to packed rows. */
+/* Number segments by rank, and turn place from segments to packed rows; with source and order. */
 static void renumber(const head_t *head, arrays_t *a)
 {
     const int64_t slots = head->T * head->B, S = head->S;
@@ -151,13 +152,15 @@ static void renumber(const head_t *head, arrays_t *a)
     }
     int64_t *next = a->length; /* the next step of each segment */
     memset(next, 0, sizeof(int64_t) * (size_t)S);
+    memcpy(a->filled, a->offsets, sizeof(int64_t) * (size_t)head->steps);
     for (int64_t slot = 0; slot < slots; slot++) {
         const int64_t segment = a->place[slot];
         if (segment < 0)
             continue;
-        const int64_t packed = a->offsets[next[segment]++] + a->rank[segment];
+        const int64_t step = next[segment]++, packed = a->offsets[step] + a->rank[segment];
         a->place[slot] = packed;
         a->source[packed] = slot;
+        a->order[a->filled[step]++] = packed;
     }
 }
 

@@ -18,7 +18,7 @@ typedef struct {
     int64_t N;      /* packed rows: real steps of all rows */
     int64_t S;      /* segments; each has at least one step */
     int64_t steps;  /* of the longest segment */
-    int64_t packed; /* x and y are packed rows, so there are no slots: `source` and `place` are unused */
+    int64_t packed; /* x and y are packed rows, so there are no slots: `source`, `order`, `place` are unused */
     int64_t repeat; /* a slot that is not real repeats the output before it */
 } fastrnn_map_head;
 
@@ -26,6 +26,7 @@ typedef struct {
 typedef struct {
     const int64_t *offsets;  /* (steps+1,) the first packed row of each step */
     const int64_t *source;   /* (N,)   the slot of each packed row */
+    const int64_t *order;    /* (N,)   the packed rows of each step, by slot */
     const int64_t *place;    /* (T*B,) the packed row of each slot, or -1 */
     const int64_t *begin[2]; /* (S,)   the row whose initial state a segment begins with, or ZERO */
     const int64_t *end[2];   /* (B,)   the segment whose last state is the final state of a row, or GIVEN, or ZERO */

@@ -7,11 +7,12 @@ typedef struct {
     fastrnn_size t, b;
 } slot_t;
 
-/* The slot of a packed row. */
-static slot_t slot_of(const fastrnn_run *run, fastrnn_size row)
+/* The slot of a packed row. Most have the step `t` of the row before, which saves a division. */
+static slot_t slot_of(const fastrnn_run *run, fastrnn_size row, fastrnn_size t)
 {
-    const fastrnn_size slot = run->slots.source ? (fastrnn_size)run->slots.source[row] : row;
-    return (slot_t){slot / run->slots.B, slot % run->slots.B};
+    const fastrnn_size B = run->slots.B, slot = run->slots.source ? (fastrnn_size)run->slots.source[row] : row;
+    const fastrnn_size rest = slot - t * B;
+    return rest >= 0 && rest < B ? (slot_t){t, rest} : (slot_t){slot / B, slot % B};
 }
 
 static char *memory_of(const fastrnn_run *run, const fastrnn_rows *rows, slot_t at)
@@ -19,9 +20,10 @@ static char *memory_of(const fastrnn_run *run, const fastrnn_rows *rows, slot_t 
     return (char *)rows->data + (at.t * rows->step + at.b * rows->row) * (fastrnn_size)run->item;
 }
 
-/* Rows that are sorted by length have no order in memory that a hardware prefetcher could follow. So each copy
- * prefetches the row that is AHEAD rows further on: a gather of 6,550 rows of 256 bytes from L3 takes 68 us instead of 79
- * (Zen 4). */
+/* Segments are sorted by length, so the packed rows of a step lie in the caller's memory in no order that a hardware
+ * prefetcher could follow. They are copied in the order of the caller's memory instead: then it is the scratch, which L2
+ * holds, that is accessed here and there. A ragged batch of 397 rows takes 5 % less (Zen 4). Each copy prefetches the row
+ * that comes AHEAD copies later, since rows of a batch-major sequence lie far apart. */
 enum { AHEAD = 8, LINE = 64, MOST_LINES = 16 };
 
 static size_t lines_of(size_t bytes)
@@ -30,9 +32,16 @@ static size_t lines_of(size_t bytes)
     return lines < MOST_LINES ? lines : MOST_LINES;
 }
 
-static const char *row_ahead(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size row, fastrnn_size end)
+/* The packed row that is copied as number `k`. */
+static fastrnn_size row_at(const fastrnn_run *run, fastrnn_size k)
 {
-    return memory_of(run, rows, slot_of(run, row + AHEAD < end ? row + AHEAD : row));
+    return run->slots.order ? (fastrnn_size)run->slots.order[k] : k;
+}
+
+static const char *row_ahead(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_size k, fastrnn_size end,
+                             fastrnn_size t)
+{
+    return memory_of(run, rows, slot_of(run, row_at(run, k + AHEAD < end ? k + AHEAD : k), t));
 }
 
 /* Move to the next slot in the order of the direction, and say whether it repeats the output of the one before it. */
@@ -57,10 +66,12 @@ void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_si
                     fastrnn_size n, int is_gradient, void *to)
 {
     const size_t bytes = (size_t)width * run->item, lines = lines_of(bytes);
-    char *out = to;
-    for (fastrnn_size row = first; row < first + n; row++, out += bytes) {
-        slot_t at = slot_of(run, row);
-        const char *ahead = row_ahead(run, rows, row, first + n);
+    fastrnn_size t = 0;
+    for (fastrnn_size k = first; k < first + n; k++) {
+        const fastrnn_size row = row_at(run, k);
+        char *out = (char *)to + (row - first) * (fastrnn_size)bytes;
+        slot_t at = slot_of(run, row, t);
+        const char *ahead = row_ahead(run, rows, k, first + n, t = at.t);
         for (size_t line = 0; line < lines; line++)
             __builtin_prefetch(ahead + line * LINE, 0);
         memcpy(out, memory_of(run, rows, at), bytes);
@@ -73,10 +84,12 @@ void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_s
                      fastrnn_size n, int is_output, const void *from, fastrnn_size ld)
 {
     const size_t bytes = (size_t)width * run->item, lines = lines_of(bytes);
-    const char *in = from;
-    for (fastrnn_size row = first; row < first + n; row++, in += (size_t)ld * run->item) {
-        slot_t at = slot_of(run, row);
-        const char *ahead = row_ahead(run, rows, row, first + n);
+    fastrnn_size t = 0;
+    for (fastrnn_size k = first; k < first + n; k++) {
+        const fastrnn_size row = row_at(run, k);
+        const char *in = (const char *)from + (row - first) * ld * (fastrnn_size)run->item;
+        slot_t at = slot_of(run, row, t);
+        const char *ahead = row_ahead(run, rows, k, first + n, t = at.t);
         for (size_t line = 0; line < lines; line++)
             __builtin_prefetch(ahead + line * LINE, 1);
         memcpy(memory_of(run, rows, at), in, bytes);
