@@ -371,6 +371,7 @@ def test_bad_calls():
         layer.backward(tape, x)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # from NumPy 2.5 on
 def test_options_are_fixed_and_parameters_keep_their_shape():
     layer = LSTM(3, 4, rng=0)
     for name in layer.config():
