@@ -236,7 +236,7 @@ cdef int forward_steps(real *tag, const ForwardRun *a, Py_ssize_t first_step, Py
 
 
 cdef int forward_run(real *tag, const ForwardRun *a) except -1 nogil:
-    """y, the final state, and the history of h; with a tape also what the cell keeps, and the history of c."""
+    """y, the final state, and the history of h; with a tape also what the cell keeps, and the history of `inner`."""
     cdef const Run *run = &a.run
     cdef const fastrnn_layer *layer = run.layer
     cdef Py_ssize_t done = 0, steps, first_step, first, rows

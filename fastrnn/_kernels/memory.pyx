@@ -53,8 +53,7 @@ cdef class Memory:
 
 
 cdef object new_array(int ndim, cnp.npy_intp *shape, int typenum, bint aligned=False):
-    """As numpy.empty; a large array is a recycled block. If it is to be `aligned`, so is a small one: blocks begin at a
-    cache line."""
+    """As numpy.empty; a large array is a recycled block. `aligned`: it begins at a cache line."""
     cdef size_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
     cdef Memory memory
     cdef int k, j
@@ -85,8 +84,7 @@ def release_memory():
 
 
 def empty(tuple shape, dtype, bint aligned=False):
-    """As numpy.empty of float32 or float64; a large array, and one that is to begin at a cache line, is a recycled
-    block."""
+    """As numpy.empty of float32 or float64; a large array is a recycled block. `aligned`: it begins at a cache line."""
     cdef cnp.npy_intp sizes[3]
     cdef int k
     if len(shape) > 3:

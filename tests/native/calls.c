@@ -6,7 +6,8 @@
  *
  * Within one run, all ways to the same result are compared to the last bit: with panels and without, with a tape and
  * without, step by step, stopped and begun again, from several threads at once, with transposed weights in another order
- * of gates, and each episode alone: a masked step is a deleted step, and a reset cuts a row in two. The long problems are longer than a chunk of time. */
+ * of gates, and each episode alone: a masked step is a deleted step, and a reset cuts a row in two. The long problems are
+ * longer than a chunk of time. */
 #include "problem.h"
 
 #include <pthread.h>

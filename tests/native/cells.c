@@ -82,7 +82,8 @@ static void step_of(const problem *q, const parameters_t *p, int64_t I, const do
 /* y, the final states, and the loss: the sum of all of them, weighted with dy and dfinal. */
 static double loss_of(const problem *q)
 {
-    double between[2048], *below = q->x.at, loss = 0;
+    static double between[1 << 15];
+    double *below = q->x.at, loss = 0;
     int64_t I = q->I;
     for (int layer = 0; layer < L; layer++) {
         double *y = layer + 1 < L ? between : q->y;
@@ -265,6 +266,12 @@ static void check_gradient(const char *what, const problem *q, const numbers_t *
 
 static void check_gradients(const problem *q)
 {
+    if (q->T > 4) { /* many chunks: what is summed over all of them */
+        check_gradient("dbias_ih", q, &q->parameters[0].b_ih);
+        for (int j = 0; j < q->cell.vectors; j++)
+            check_gradient("dvector", q, &q->parameters[0].vector[j]);
+        return;
+    }
     check_gradient("dx", q, &q->x);
     for (int part = 0; part < q->states; part++)
         check_gradient("dstate", q, &q->state[part]);
@@ -310,7 +317,7 @@ static void make(problem *q)
 
 int main(int count, char **arguments)
 {
-    int64_t lengths[5];
+    int64_t lengths[20];
     threads = count == 3 ? atoi(arguments[2]) : 0;
     if (threads < 1 || fastrnn_use_engine(arguments[1]) != FASTRNN_OK || fastrnn_set_threads(threads) != FASTRNN_OK) {
         fprintf(stderr, "usage: cells ISA THREADS\n");
@@ -318,17 +325,19 @@ int main(int count, char **arguments)
     }
     engine = arguments[1];
     for (int cell = FASTRNN_CELLS - 3; cell < FASTRNN_CELLS; cell++)
-        for (int way = 0; way < 16; way++) {
-            problem q = {.cell = fastrnn_cell_shapes[cell], .D = 1 + way % 2, .projected = way / 8};
+        for (int way = 0; way < 18; way++) {
+            problem q = {.cell = fastrnn_cell_shapes[cell], .D = 1 + way % 2, .projected = way / 8 == 1};
             char name[80];
             if (q.projected && !q.cell.projects)
                 continue;
             q.states = 1 + q.cell.inner;
             q.T = 4, q.B = 1 + way / 2 % 2 * 4, q.I = 3, q.H = way % 3 ? 5 : 19;
+            if (way >= 16) /* many rows and chunks */
+                q.T = 40, q.B = 20, q.H = 6;
             q.P = q.projected ? 3 : q.H, q.W = q.D * q.P;
             for (int64_t b = 0; b < q.B; b++)
                 lengths[b] = (b * 3 + 2) % (q.T + 1);
-            q.lengths = way / 4 % 2 ? lengths : NULL;
+            q.lengths = way / 4 % 2 || way == 17 ? lengths : NULL;
             snprintf(name, sizeof name, "%s %d", q.cell.name, way);
             open_problem(name);
             make(&q);
@@ -336,7 +345,7 @@ int main(int count, char **arguments)
                 item = single ? sizeof(float) : sizeof(double);
                 solve(&q);
             }
-            if (way % 4 == 1 || way % 4 == 2)
+            if (way % 4 == 1 || way % 4 == 2 || way == 16)
                 check_gradients(&q);
             free_all();
         }

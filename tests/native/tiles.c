@@ -16,7 +16,7 @@ static real *reals(ptrdiff_t n) { return numbers(n, K); }
 static real *panels_of(const columns_t *c, fastrnn_size units, const real *w)
 {
     real *panels = block((size_t)packed_size(c->blocks, units, K) * sizeof(real), 0), plain[K * MOST_UNITS];
-    if (c != &plain_columns && c != &wide_columns) {
+    if (c != &plain_columns && c != &column_panels) {
         panels_of_rows(c->blocks, units, K, &(fastrnn_matrix){w, K, 1, 0, NULL}, panels);
         return panels;
     }
@@ -72,7 +72,7 @@ static void solve(const columns_t *c, fastrnn_size units, fastrnn_size rows, int
     real *before = reals(rows * p.ld_to);
     if (way & 4)
         memcpy(p.to, before, (size_t)(rows * p.ld_to) * sizeof(real)), p.from = p.to;
-    if (c == &wide_columns)
+    if (c == &column_panels)
         take_columns(&p, way % 8);
     run_product(&p, &me, 0, rows, from, vectors, 0, 0);
     expect_sums(&p, a, w, rows, from, vectors, before);
@@ -83,7 +83,7 @@ static void solve(const columns_t *c, fastrnn_size units, fastrnn_size rows, int
 int main(void)
 {
     static const int units_of[] = {1, LANES, LANES + 1, 2 * LANES, 3 * LANES - 1, 5 * LANES, 7 * LANES + 3, MOST_UNITS};
-    const columns_t *all[3 * FASTRNN_CELLS + 2] = {&plain_columns, &wide_columns};
+    const columns_t *all[3 * FASTRNN_CELLS + 2] = {&plain_columns, &column_panels};
     int count = 2;
     item = sizeof(real);
     for (const cell_columns *c = columns_of_cells; c < columns_of_cells + FASTRNN_CELLS; c++) {

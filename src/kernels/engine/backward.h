@@ -63,7 +63,7 @@ static void apply_backward(const backward_t *b)
         fastrnn_cell_backward cell;
         cell.n = part.n, cell.H = H;
         cell.unit = s->units.from * LANES, cell.end = least(s->units.to * LANES, H);
-        cell.kept = (const real *)run->kept + at * layer->KH;
+        cell.kept = run->kept ? (const real *)run->kept + at * layer->KH : 0;
         cell.h_prev = row_of(*part.h_prev, row), cell.ld_prev = part.h_prev->ld;
         cell.h = row_of(s->history, at), cell.ldh = s->history.ld;
         for (int k = 0; k < layer->shape.inner; k++) {
@@ -242,7 +242,7 @@ static void add_to_weights(const backward_t *b, fastrnn_size rows, fastrnn_size 
     const fastrnn_member *me = b->step.me;
     const span_t mine = share_of(me, n, COLUMN_ROWS);
     product_t p = plain_product(rows, columns, panels, rows, b->run->panels_dgates, 1, dw);
-    p.columns = &wide_columns;
+    p.columns = &column_panels;
     p.a_k = LANES;
     p.a_panel = panel_size(rows, 1);
     p.a_first = column;
@@ -290,7 +290,7 @@ static void set_dx(const backward_t *b, fastrnn_size first, fastrnn_size rows)
     const fastrnn_size begin = first + mine.from, n = mine.to - mine.from;
     real *to = run->dx.scattered ? run->dx_chunk : (real *)run->dx.data + first * run->dx.row;
     const fastrnn_size ld = run->dx.scattered ? I : run->dx.row;
-    if (run->dx.scattered && run->add_to_dx) { /* any member's rows */
+    if (run->dx.scattered && run->add_to_dx) { /* which fills rows that other members multiply */
         fastrnn_gather(s->run, &run->dx, I, begin, n, 0, to + mine.from * ld);
         fastrnn_barrier(s->me);
     }
@@ -300,6 +300,7 @@ static void set_dx(const backward_t *b, fastrnn_size first, fastrnn_size rows)
     run_product(&p, s->me, mine.from, mine.to, 0, vector_count(I), 0, 0);
     if (shape.gates > shape.input_blocks) {
         p.K = H;
+        p.schedule.rows = 0;
         p.first_k = direct;
         p.a += layer->AH - H;
         p.from = p.to;

@@ -135,6 +135,11 @@ static fastrnn_status check_weights(const fastrnn_stack *stack, const fastrnn_ca
         const fastrnn_weights *d = backward && call->dweights ? &call->dweights[k] : NULL;
         if (!fastrnn_has_valid_order(&call->weights[k], layer) || (d && !fastrnn_has_valid_order(d, layer)))
             return fail(error, FASTRNN_INVALID, "gate_order is not a permutation of the cell's gates");
+        for (int j = 0; j < layer->shape.vectors; j++)
+            if (!call->weights[k].vector[j])
+                return fail(error, FASTRNN_INVALID, "vector is NULL, which the cell has");
+        if (!layer->shape.hidden_blocks && d && d->weight_hh)
+            return fail(error, FASTRNN_INVALID, "the gradient of weight_hh is wanted, which the cell has not");
         if (fastrnn_is_plain(&call->weights[k], layer))
             continue;
         if (!fastrnn_is_fused())

@@ -151,7 +151,7 @@ static void split_bias(const plan_t *b, const fastrnn_layer *layer, const char *
 {
     const fastrnn_cell_shape shape = layer->shape;
     const size_t H = (size_t)layer->H * b->item;
-    uint8_t blocks[8];
+    uint8_t blocks[FASTRNN_MOST_BLOCKS];
     const uint8_t *order = fastrnn_block_order(d, layer, blocks);
     for (int gate = 0; gate < shape.gates; gate++) {
         const size_t to = (size_t)(order ? order[gate] : gate) * H;
@@ -181,7 +181,7 @@ static void scatter_weights(const plan_t *b, const char *from, int64_t rows, int
 static void give_plain(const plan_t *b, const fastrnn_layer *layer, const fastrnn_weights *plain,
                        const fastrnn_weights *d)
 {
-    uint8_t blocks[8];
+    uint8_t blocks[FASTRNN_MOST_BLOCKS];
     const fastrnn_matrices to = fastrnn_matrices_of(d, layer, fastrnn_block_order(d, layer, blocks));
     scatter_weights(b, plain->weight_ih, layer->G, layer->I, &to.ih);
     scatter_weights(b, plain->weight_hh, layer->G, layer->P, &to.hh);

@@ -3,8 +3,8 @@
  * and then each step multiplies in its state and lets the cell loose on every group of units as soon as their sums stand,
  * while they are in L1:
  *     sums[t] += h[t-1] W_hh^T;  h[t] = cell(sums[t])
- * h[t] is written to the history, where the next step reads it. From 16 rows on, a step
- * projects its own inputs, as does an only step.
+ * h[t] is written to the history, where the next step reads it. From 16 rows on, and where there is one step only, a step
+ * projects its own inputs (project_by_step).
  *
  * A row of sums has the accumulators of each vector of units side by side, so it is as wide as whole vectors. */
 

@@ -20,8 +20,8 @@
 #define TILE_VECTORS 12
 #endif
 
-/* Vectors of a tile, and those before it of the same units. */
-#define MOST_COLUMNS 16
+/* Vectors of a tile, and those before it of the same units: a tile that begins with the last of 8 blocks has 11 more. */
+#define MOST_COLUMNS 20
 
 /* The columns of a product. Vector v, counted from block 0 of the first units, is at column[v] in `to` and `from`; the
  * same block of the units of vector u is u*stride further on. */
@@ -46,17 +46,17 @@ typedef struct {
         B, WIDTH, WHOLE, (A) * LANES,                                                                        \
         {                                                                                                    \
             FOUR_COLUMNS(0, B, A, LAST), FOUR_COLUMNS(4, B, A, LAST), FOUR_COLUMNS(8, B, A, LAST),           \
-                FOUR_COLUMNS(12, B, A, LAST)                                                                 \
+                FOUR_COLUMNS(12, B, A, LAST), FOUR_COLUMNS(16, B, A, LAST)                                   \
         }                                                                                                    \
     }
 /* clang-format on */
 
 /* Plain matrices, with w in panels of weights, and in panels of columns. */
 static const columns_t plain_columns = COLUMNS(1, 1, 0, WEIGHT_WIDTH(1), 0);
-static const columns_t wide_columns = COLUMNS(1, 1, 0, COLUMN_WIDTH, 0);
+static const columns_t column_panels = COLUMNS(1, 1, 0, COLUMN_WIDTH, 0);
 
-/* How rows and vectors of units are divided. It follows from their numbers and from the product's shape, so the steps of
- * a run that have as many rows share it. */
+/* How rows and vectors of units are divided. It follows from their numbers and from K, columns, before, compact, a_panel
+ * and ld_to of the product, which stay as they are. So the steps of a run that have as many rows share it. */
 typedef struct {
     fastrnn_size rows, from, to; /* what it is for: rows, and vectors of units */
     fastrnn_size sweeps;         /* over the panels: the rows are divided among them */
@@ -162,7 +162,8 @@ INLINE void tile(const int R, const int Q, const int width, const product_t *p, 
         fastrnn_size fetch_step = 0;
         if (R >= 4 && Q == width && sweep->ahead) {
             const fastrnn_size bytes = width * VECTOR_BYTES; /* for each k */
-            fetch += sweep->ahead * next * (fastrnn_size)sizeof(real) + (row - sweep->first_row) * bytes * part->K / sweep->rows;
+            fetch += sweep->ahead * next * (fastrnn_size)sizeof(real);
+            fetch += (row - sweep->first_row) * bytes * part->K / sweep->rows;
             fetch_step = (R * bytes + sweep->rows - 1) / sweep->rows;
         }
 #define W_VECTOR(j) (*(const V *)(w + (j) / width * next + (j) % width * LANES))
@@ -321,7 +322,7 @@ INLINE fastrnn_size next_width(fastrnn_size n, fastrnn_size most, fastrnn_size w
 {
     if (n <= most)
         return n;
-    const fastrnn_size part = n <= 2 * most ? (n + 1) / 2 : quotient(n, quotient(n + most - 1, most)) + 1;
+    const fastrnn_size part = n <= 2 * most ? (n + 1) / 2 : quotient(n - 1, quotient(n + most - 1, most)) + 1;
     const fastrnn_size panels = width == 3 ? (part + 2) / 3 * 3 : (part + width - 1) & -width;
     return least(panels, most);
 }
@@ -403,7 +404,7 @@ static __attribute__((noinline)) void make_schedule(product_t *p, fastrnn_size r
      * vectors of units that a panel has, or one if it has less. */
     const tiling_t tiling = divide_rows(p, n);
     if (vectors * blocks > tiling.most &&
-        (p->compact || n * vectors * columns->stride > SMALL_SUMS || vectors * blocks * p->K > SMALL_WEIGHTS)) {
+        (p->compact || n * vectors * columns->stride > SMALL_SUMS || vectors * blocks * depth > SMALL_WEIGHTS)) {
         if (blocks < columns->width) {
             s->grain = columns->width / blocks;
             s->grains = (to + s->grain - 1) / s->grain - from / s->grain;

@@ -71,7 +71,8 @@ void fastrnn_gather(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_si
         const fastrnn_size row = row_at(run, k);
         char *out = (char *)to + (row - first) * (fastrnn_size)bytes;
         slot_t at = slot_of(run, row, t);
-        const char *ahead = row_ahead(run, rows, k, first + n, t = at.t);
+        t = at.t;
+        const char *ahead = row_ahead(run, rows, k, first + n, t);
         for (size_t line = 0; line < lines; line++)
             __builtin_prefetch(ahead + line * LINE, 0);
         memcpy(out, memory_of(run, rows, at), bytes);
@@ -89,7 +90,8 @@ void fastrnn_scatter(const fastrnn_run *run, const fastrnn_rows *rows, fastrnn_s
         const fastrnn_size row = row_at(run, k);
         const char *in = (const char *)from + (row - first) * ld * (fastrnn_size)run->item;
         slot_t at = slot_of(run, row, t);
-        const char *ahead = row_ahead(run, rows, k, first + n, t = at.t);
+        t = at.t;
+        const char *ahead = row_ahead(run, rows, k, first + n, t);
         for (size_t line = 0; line < lines; line++)
             __builtin_prefetch(ahead + line * LINE, 1);
         memcpy(memory_of(run, rows, at), in, bytes);

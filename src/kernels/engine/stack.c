@@ -42,8 +42,10 @@ static fastrnn_status read_spec(const fastrnn_spec *spec, fastrnn_layer *layer, 
     const int projected = (spec->options & FASTRNN_PROJECTED) != 0;
     if (spec->I < 1 || spec->H < 1 || spec->P < 1 || spec->I > LARGEST || spec->P > LARGEST ||
         spec->H > LARGEST / widest) {
-        snprintf(error, 256, "I, H, P are %lld, %lld, %lld, expected at least 1 and at most %lld (A*H for H)",
-                 (long long)spec->I, (long long)spec->H, (long long)spec->P, (long long)LARGEST);
+        snprintf(
+            error, 256,
+            "I, H, P are %lld, %lld, %lld, expected at least 1 and at most %lld, blocks of the cell times H included",
+            (long long)spec->I, (long long)spec->H, (long long)spec->P, (long long)LARGEST);
         return FASTRNN_INVALID;
     }
     if (projected ? !shape.projects : spec->P != spec->H) {
@@ -261,7 +263,7 @@ static void pack_layer(const fastrnn_stack *stack, const fastrnn_layer *layer, c
     const fastrnn_table *table = fastrnn_current_isa()->table[stack->dtype == FASTRNN_F64];
     const fastrnn_cell_shape shape = layer->shape;
     const int64_t H = layer->H, I = layer->I, P = layer->P;
-    uint8_t blocks[8];
+    uint8_t blocks[FASTRNN_MOST_BLOCKS];
     const uint8_t *order = fastrnn_block_order(w, layer, blocks);
     const fastrnn_matrices at = fastrnn_matrices_of(w, layer, order);
     if (backward) {

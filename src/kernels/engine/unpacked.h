@@ -137,8 +137,8 @@ INLINE void add_piece(const int R, fastrnn_size m, fastrnn_size depth, const rea
 }
 
 /* The sums of R rows by Q vectors, from number `vector` on (as in product.h: the blocks of the first units, then those of
- * the next), of whose units `m` exist. One row has one chain for each vector: four of them hide the latency of the FMA.
- * A cache line of every row is used up before the next: rows a power of two apart compete for the same sets of L1. */
+ * the next), of whose units `m` exist. One row has one chain for each vector. `by_line`: a cache line of every row is used
+ * up before the next strip. */
 INLINE void strip(const int R, const int Q, const int by_line, const product_t *p, fastrnn_size row,
                   fastrnn_size vector, fastrnn_size m)
 {
@@ -187,39 +187,37 @@ INLINE void strip(const int R, const int Q, const int by_line, const product_t *
 
 /* clang-format on */
 
-/* Where rows lie a power of two apart, their lines compete for the same sets of L1: then each line is used up before the
- * next strip; else strips take turns with every piece, so that their chains overlap. */
-#define DEFINE_STRIP(R, Q)                                                                                           \
-    static void strip_##R##_##Q(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m)           \
-    {                                                                                                                \
-        strip(R, Q, 0, p, row, vector, m);                                                                           \
-    }                                                                                                                \
-    static void strip_##R##_##Q##_by_line(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m) \
-    {                                                                                                                \
-        strip(R, Q, 1, p, row, vector, m);                                                                           \
+/* Strips of one row at a time, at most: two or four chains overlap, and take turns with every piece. Where rows lie a power
+ * of two apart, and the lines of the strips do not fit into their sets of L1, half as many are faster, and each line is
+ * used up before the next strip (Zen 4, H = 512: 160 us instead of 198 with AVX-512, 200 instead of 257 with AVX2). */
+#define CONFLICT_BYTES (VECTOR_BYTES == 64 ? 16384 : 32768)
+#define DEFINE_STRIP(NAME, Q, BY_LINE)                                                          \
+    static void NAME(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m) \
+    {                                                                                           \
+        strip(1, Q, BY_LINE, p, row, vector, m);                                                \
     }
-DEFINE_STRIP(1, 1)
-DEFINE_STRIP(1, 2)
-DEFINE_STRIP(1, 4)
+typedef void (*strip_t)(const product_t *, fastrnn_size, fastrnn_size, fastrnn_size);
+DEFINE_STRIP(strip_1_1, 1, 0)
+DEFINE_STRIP(strip_1_2, 2, 0)
+#if VECTOR_BYTES == 64
+enum { STRIPS = 2, STRIPS_BY_LINE = 1 };
+static const strip_t strips[2][3] = {{strip_1_1, strip_1_2}, {strip_1_1}};
+#else
+DEFINE_STRIP(strip_1_4, 4, 0)
+DEFINE_STRIP(strip_1_1_by_line, 1, 1)
+DEFINE_STRIP(strip_1_2_by_line, 2, 1)
+enum { STRIPS = 4, STRIPS_BY_LINE = 2 };
+static const strip_t strips[2][3] = {{strip_1_1, strip_1_2, strip_1_4}, {strip_1_1_by_line, strip_1_2_by_line}};
+#endif
 static void strip_4_1(const product_t *p, fastrnn_size row, fastrnn_size vector, fastrnn_size m)
 {
     strip(4, 1, 1, p, row, vector, m);
 }
 
-/* Strips of one row at a time, at most: two or four chains overlap. Where rows lie a power of two apart and the lines of
- * the strips do not fit into their sets of L1, half as many are faster (Zen 4, H = 512: 160 us instead of 198 with AVX-512, 200
- * instead of 257 with AVX2). */
-#define STRIPS (VECTOR_BYTES == 64 ? 2 : 4)
-#define STRIPS_BY_LINE (VECTOR_BYTES == 64 ? 1 : 2)
-#define CONFLICT_BYTES (VECTOR_BYTES == 64 ? 16384 : 32768)
-
 /* As run_product, of a product whose weights are p->matrix. */
 static void run_unpacked(const product_t *p, fastrnn_size row, fastrnn_size row_end, fastrnn_size first,
                          fastrnn_size last, epilogue_t epilogue, const void *context)
 {
-    typedef void (*strip_t)(const product_t *, fastrnn_size, fastrnn_size, fastrnn_size);
-    static const strip_t strips[2][3] = {{strip_1_1, strip_1_2, strip_1_4},
-                                         {strip_1_1_by_line, strip_1_2_by_line, strip_1_4_by_line}};
     const fastrnn_size blocks = p->columns->blocks, end = last * blocks;
     const fastrnn_size stride = p->ld_matrix * (fastrnn_size)sizeof(real);
     const fastrnn_size full = least(p->units / LANES, last) * blocks; /* vectors of which all units exist */

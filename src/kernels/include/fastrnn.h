@@ -83,7 +83,7 @@ FASTRNN_API void fastrnn_map_counts(const void *map, int64_t *N, int64_t *S);
 /* Of one layer and direction. Gradients have the same form.
  *
  * Element (r, k) of weight_ih is weight_ih[r*ih_row + k*ih_column], and so on; all six strides 0: row-major. So Keras's
- * (I, G) kernels need no transposed copy. Block k of every array is gate gate_order[k] of the cell. Weights that are not
+ * (I, G) kernels need no transposed copy. Block k of every matrix and bias is gate gate_order[k] of the cell. Weights that are not
  * row-major in the order of the cell are read through panels only, and not by a back end. */
 typedef struct {
     size_t size;

@@ -17,6 +17,14 @@ DECLARE(neon); /* of every 64-bit ARM processor */
 #endif
 
 #define SHAPE(NAME, ...) {#NAME, __VA_ARGS__},
+/* What the arrays of a unit have room for, and what loops take for granted. */
+#define CHECK_CELL(NAME, GATES, A, INPUT, HIDDEN, KEPT, INNER, VECTORS, PROJECTS, HAS_RESET, STAGES)                \
+    _Static_assert(GATES <= FASTRNN_MOST_BLOCKS && A <= FASTRNN_MOST_BLOCKS && KEPT <= FASTRNN_MOST_BLOCKS, #NAME); \
+    _Static_assert(INNER <= FASTRNN_MOST_INNER && VECTORS <= FASTRNN_MOST_VECTORS, #NAME);                          \
+    _Static_assert(!PROJECTS || (KEPT && HIDDEN), #NAME ": backward of a projection reads no h");                   \
+    _Static_assert(!HAS_RESET || (KEPT == 3 && VECTORS == 0), #NAME ": the reset stage has rows of r, z, n");
+FASTRNN_CELL_LIST(CHECK_CELL)
+
 const fastrnn_cell_shape fastrnn_cell_shapes[FASTRNN_CELLS] = {FASTRNN_CELL_LIST(SHAPE)};
 
 int fastrnn_available_isas(const fastrnn_isa *out[FASTRNN_MOST_ISAS])
